@@ -1,0 +1,1 @@
+"""Logs to training parquet: the declaration, id maps, IPS weights, histories."""

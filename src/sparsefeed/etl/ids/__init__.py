@@ -1,0 +1,1 @@
+"""String IDs to rows, without collisions."""

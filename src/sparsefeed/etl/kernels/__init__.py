@@ -1,0 +1,1 @@
+"""Pure array kernels: numpy in, numpy out; shared by training and serving."""

@@ -1,0 +1,1 @@
+"""NVTabular operators: thin classes over etl.kernels."""

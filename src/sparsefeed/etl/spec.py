@@ -1,0 +1,343 @@
+"""FeedSpec: the one declaration that ETL, training, export and serving derive everything from.
+
+A feature is declared once, where it stands. The order of tables, features and responses in the
+declaration is the order of columns, of lookups and of outputs everywhere.
+
+Invariant: a spec that validates can be built; what cannot be meant is refused here, with the
+path of the field, what was got and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from sparsefeed.errors import SpecError, did_you_mean
+
+__all__ = [
+    "Actions",
+    "DenseFeature",
+    "FeedSpec",
+    "Frozen",
+    "HistoryFeature",
+    "IdFeature",
+    "IdListFeature",
+    "Ips",
+    "Logs",
+    "Response",
+    "Sessions",
+    "Table",
+    "validate",
+]
+
+# Table and bundle names reach HPS, which accepts nothing else (docs/contracts/tables.md).
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,120}$")]
+Side = Literal["member", "candidate"]
+
+
+class Frozen(BaseModel):
+    """Base of every declaration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Table(Frozen):
+    """One embedding table and the admission policy of its ids (docs/contracts/ids.md)."""
+
+    name: Name
+    dim: int = Field(multiple_of=4, ge=4, le=256)  # floats per row
+    min_count: int = Field(default=1, ge=1)  # impressions before an id gets a row of its own
+    tail_rows: int = Field(default=64, ge=1)  # hashed rows shared by rare and unseen ids
+    max_ids: int | None = Field(default=None, ge=1)  # keep the most frequent; None keeps all
+    fingerprint_bits: Literal[8, 16, 32, 64] = 16  # an unseen id is taken for a seen one at 2^-bits
+
+
+class IdFeature(Frozen):
+    """One string id per impression, looked up in `table`."""
+
+    kind: Literal["id"]
+    name: Name
+    table: Name
+    side: Side
+
+
+class IdListFeature(Frozen):
+    """Several string ids per impression (hashtags), pooled after the lookup."""
+
+    kind: Literal["ids"]
+    name: Name
+    table: Name
+    side: Side
+    pooling: Literal["mean", "sum"] = "mean"
+    max_length: int = Field(default=8, ge=1, le=1024)  # ids beyond it are dropped, in order
+
+
+class DenseFeature(Frozen):
+    """One number per impression: filled, optionally log(1+x), then standardised."""
+
+    kind: Literal["dense"]
+    name: Name
+    side: Side
+    fill: float = 0.0  # replaces null and NaN
+    log: bool = False  # log(1 + max(x, 0)) before standardisation
+
+
+class HistoryFeature(Frozen):
+    """The last ids of feature `of` that the member gave `response` to, before this impression."""
+
+    kind: Literal["history"]
+    name: Name
+    of: Name  # an `id` feature of the candidate; its table is shared
+    response: Name
+    pooling: Literal["mean", "sum"] = "mean"
+    max_length: int = Field(default=20, ge=1, le=1024)  # most recent first
+
+
+Feature = Annotated[IdFeature | IdListFeature | DenseFeature | HistoryFeature, Field(discriminator="kind")]
+
+
+class Response(Frozen):
+    """One thing a member may do; a binary label and a head of the model."""
+
+    name: Name
+    column: Name | None = None  # label column of the impressions; None: an action named like the response
+    score_weight: float = 0.0  # its share in the combined score
+
+
+class Actions(Frozen):
+    """The later log of actions, joined to impressions by `impression`."""
+
+    impression: Name = "impression_id"
+    action: Name = "action"
+    time: Name = "time"
+    attribution_days: int = Field(default=1, ge=0)  # an action later than this belongs to no impression
+
+
+class Logs(Frozen):
+    """Columns of the impression log that are not features (docs/contracts/logs.md)."""
+
+    impression: Name = "impression_id"
+    time: Name = "time"
+    member: Name | None = "member_id"  # an `id` feature; None: no histories
+    post: Name = "post_id"  # an `id` feature of the candidate
+    position: Name | None = "position"
+    surface: Name | None = None
+    actions: Actions | None = None
+    max_null_share: float = Field(default=0.01, ge=0, le=1)  # of null or empty ids per column
+
+
+class Sessions(Frozen):
+    """Which impressions a random policy ordered, and which the production policy."""
+
+    column: Name = "session"
+    random: str = "random"
+    production: str = "production"
+
+
+class Ips(Frozen):
+    """Inverse propensity weights: random-session rate / production-session rate per cell."""
+
+    position_edges: tuple[int, ...] = tuple(range(1, 101))  # first position of each bucket
+    smoothing: float = Field(default=0.0, ge=0)  # pseudo-impressions at the surface's rate; 0: exact identities hold
+    clip: float | None = Field(default=None, gt=1)  # weights are held in [1/clip, clip]; None: unclipped
+
+    @model_validator(mode="after")
+    def _edges_rise(self) -> Ips:
+        if not self.position_edges or any(b <= a for a, b in zip(self.position_edges, self.position_edges[1:], strict=False)):
+            raise ValueError(f"position_edges: got {list(self.position_edges)}; must be one or more rising integers")
+        return self
+
+
+class FeedSpec(Frozen):
+    """Features, tables, responses and sessions of one feed.
+
+    Example:
+        >>> spec = FeedSpec.load("feed.json")  # doctest: +SKIP
+        >>> [table.name for table in spec.tables]  # doctest: +SKIP
+        ['member', 'creator', 'post', 'hashtag']
+    """
+
+    name: Name
+    tables: tuple[Table, ...]
+    features: tuple[Feature, ...]
+    responses: tuple[Response, ...] = Field(min_length=1)
+    logs: Logs = Logs()
+    sessions: Sessions | None = None
+    ips: Ips | Literal["none"] = "none"
+    key_seed: int = Field(default=0, ge=0, lt=2**32)  # XXH64 seed, fixed for the life of the id maps
+
+    @classmethod
+    def parse(cls, value: object, where: str = "") -> FeedSpec:
+        """Validate plain data; SpecError names the field, what was got and what is allowed."""
+        return validate(cls, value, where)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeedSpec:
+        """Read `spec.json`."""
+        try:
+            value = json.loads(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise SpecError(f"{path}: not readable as JSON: {error}") from error
+        return cls.parse(value, where=str(path))
+
+    def dump(self) -> str:
+        """The spec as canonical JSON: equal specs give equal text."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of SHA-256 over the canonical JSON."""
+        return hashlib.sha256(self.dump().encode()).hexdigest()[:16]
+
+    @cached_property
+    def table_by_name(self) -> dict[str, Table]:
+        """Tables by name, in order."""
+        return {table.name: table for table in self.tables}
+
+    @cached_property
+    def feature_by_name(self) -> dict[str, Feature]:
+        """Features by name, in order."""
+        return {feature.name: feature for feature in self.features}
+
+    def of_kind(self, *kinds: str, side: Side | None = None) -> tuple[Any, ...]:
+        """Features of these kinds (and this side; histories are the member's), in order."""
+        return tuple(f for f in self.features if f.kind in kinds and (side is None or side_of(f) == side))
+
+    @cached_property
+    def dense(self) -> tuple[DenseFeature, ...]:
+        """Dense features in order."""
+        return self.of_kind("dense")
+
+    @cached_property
+    def lookups(self) -> tuple[IdFeature | IdListFeature | HistoryFeature, ...]:
+        """Features that read a table, in the order of the declaration."""
+        return self.of_kind("id", "ids", "history")
+
+    @cached_property
+    def histories(self) -> tuple[HistoryFeature, ...]:
+        """History features in order."""
+        return self.of_kind("history")
+
+    def table_of(self, feature: IdFeature | IdListFeature | HistoryFeature) -> Table:
+        """The table a lookup reads; a history shares its item's."""
+        if isinstance(feature, HistoryFeature):
+            item = self.feature_by_name[feature.of]
+            assert isinstance(item, IdFeature)
+            return self.table_by_name[item.table]
+        return self.table_by_name[feature.table]
+
+    def lookups_of(self, table: str) -> tuple[IdFeature | IdListFeature | HistoryFeature, ...]:
+        """Features that read this table, in the order of the declaration."""
+        return tuple(f for f in self.lookups if self.table_of(f).name == table)
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> FeedSpec:
+        for kind, names in (
+            ("tables", [t.name for t in self.tables]),
+            ("features", [f.name for f in self.features]),
+            ("responses", [r.name for r in self.responses]),
+        ):
+            for i, name in enumerate(names):
+                if name in names[:i]:
+                    raise ValueError(f'{kind}[{i}].name: "{name}" is declared twice; give each its own name')
+        tables = {t.name for t in self.tables}
+        features = {f.name: f for f in self.features}
+        responses = {r.name for r in self.responses}
+        used: set[str] = set()
+        for i, feature in enumerate(self.features):
+            where = f"features[{i}]"
+            if isinstance(feature, HistoryFeature):
+                item = features.get(feature.of)
+                candidates = [f.name for f in self.features if isinstance(f, IdFeature) and f.side == "candidate"]
+                if not isinstance(item, IdFeature) or item.side != "candidate":
+                    raise ValueError(f'{where}.of: "{feature.of}" is not an id feature of the candidate{did_you_mean(feature.of, candidates)}')
+                if feature.response not in responses:
+                    raise ValueError(f'{where}.response: "{feature.response}" is not a response{did_you_mean(feature.response, responses)}')
+                if self.logs.member is None:
+                    raise ValueError(f"{where}: a history needs logs.member; name the member's id feature or drop the history")
+            elif not isinstance(feature, DenseFeature):
+                if feature.table not in tables:
+                    raise ValueError(f'{where}.table: "{feature.table}" is not a table{did_you_mean(feature.table, tables)}')
+                used.add(feature.table)
+        for i, table in enumerate(self.tables):
+            if table.name not in used:
+                raise ValueError(f'tables[{i}]: no feature reads "{table.name}"; drop it or name it in a feature')
+        for field, name, side in (("member", self.logs.member, "member"), ("post", self.logs.post, "candidate")):
+            if name is None:
+                continue
+            feature_or_none = features.get(name)
+            if not isinstance(feature_or_none, IdFeature) or feature_or_none.side != side:
+                ids = [f.name for f in self.features if isinstance(f, IdFeature) and f.side == side]
+                raise ValueError(f'logs.{field}: "{name}" is not an id feature of the {side}{did_you_mean(name, ids)}')
+        for i, response in enumerate(self.responses):
+            if response.column is None and self.logs.actions is None:
+                raise ValueError(f'responses[{i}]: "{response.name}" has no column and logs.actions is not declared; give one of them')
+        if self.ips != "none":
+            if self.sessions is None:
+                raise ValueError("ips: needs sessions (which column tells random from production); declare sessions or set ips: none")
+            if self.logs.position is None:
+                raise ValueError("ips: needs logs.position; name the position column or set ips: none")
+        return self
+
+
+def side_of(feature: Feature) -> Side:
+    """The side a feature belongs to; a history is the member's."""
+    return "member" if isinstance(feature, HistoryFeature) else feature.side
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(model: type[Model], value: object, where: str = "") -> Model:
+    """Validate plain data against a declaration, or raise SpecError with one line per fault."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        prefix = f"{where}: " if where else ""
+        raise SpecError("\n".join(prefix + line for line in _lines(model, error))) from error
+
+
+def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        kinds = {"id", "ids", "dense", "history"}
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"] if p not in kinds).lstrip(".")
+        if fault["type"] == "extra_forbidden":
+            got = str(fault["loc"][-1])
+            lines.append(f'{path}: "{got}" is not a key{did_you_mean(got, _keys_at(model, fault["loc"][:-1]))}')
+        elif fault["type"] == "value_error":
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}.{message}" if path else message)
+        elif fault["type"] == "missing":
+            lines.append(f"{path}: missing; it must be given")
+        else:
+            lines.append(f"{path}: got {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}")
+    return lines
+
+
+def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
+    """The keys allowed where an unknown one was found: those of every model the path can mean."""
+    kind_to_model: dict[str, type[BaseModel]] = {
+        "id": IdFeature, "ids": IdListFeature, "dense": DenseFeature, "history": HistoryFeature,
+    }  # fmt: skip
+    models = [model]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if part in kind_to_model:
+            models = [kind_to_model[part]]
+            continue
+        found = [m for owner in models if part in owner.model_fields for m in _models_in(owner.model_fields[part].annotation)]
+        models = found or models
+    return {key for m in models for key in m.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]

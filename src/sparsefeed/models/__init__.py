@@ -1,0 +1,1 @@
+"""The trainer, its tables and the bundle it leaves."""

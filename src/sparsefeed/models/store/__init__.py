@@ -1,0 +1,1 @@
+"""The parameter server: table files, quantised rows, deltas."""

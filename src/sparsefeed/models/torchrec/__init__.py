@@ -1,0 +1,1 @@
+"""The trainer that runs everywhere: TorchRec on gloo or NCCL."""

@@ -1,0 +1,1 @@
+"""Recipes, the command line, serving, release and the report."""

@@ -1,0 +1,1 @@
+"""Triton: configuration, export, server, steps and client."""

@@ -11,6 +11,8 @@ SparsefeedError
 │   └── RequestError a request a client must change before it is sent again
 └── ToolError        a program or library this command needs is not there
 
+DataWarning (a UserWarning) is what logs may hold but their owner should know.
+
 A message says where, what was got, what is allowed and how to mend it.
 """
 
@@ -23,6 +25,7 @@ __all__ = [
     "BadFileError",
     "BundleError",
     "DataError",
+    "DataWarning",
     "IdError",
     "RequestError",
     "ServeError",
@@ -44,6 +47,10 @@ class SpecError(SparsefeedError):
 
 class DataError(SparsefeedError):
     """Logs or parquet that break their contract."""
+
+
+class DataWarning(UserWarning):
+    """Something in the logs that is worked around, and how."""
 
 
 class BadFileError(DataError):

@@ -1,1 +1,21 @@
-"""String IDs to rows, without collisions."""
+"""String IDs to rows, without collisions (docs/contracts/ids.md)."""
+
+from __future__ import annotations
+
+from sparsefeed.etl.ids.counts import KeyCounts
+from sparsefeed.etl.ids.id_map import FIRST_TAIL_ROW, NULL_ROW, PADDING_ROW, IdMap
+from sparsefeed.etl.ids.inverse import Inverse
+from sparsefeed.etl.ids.keys import hash_ints, hash_strings
+from sparsefeed.etl.ids.mph import MinimalPerfectHash
+
+__all__ = [
+    "FIRST_TAIL_ROW",
+    "NULL_ROW",
+    "PADDING_ROW",
+    "IdMap",
+    "Inverse",
+    "KeyCounts",
+    "MinimalPerfectHash",
+    "hash_ints",
+    "hash_strings",
+]

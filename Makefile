@@ -1,0 +1,53 @@
+# make demo: the whole way, logs to a ranked feed, in artifacts/report.html. make help lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+# Where the CPU build of torch comes from, if pip does not find it by itself: TORCH_FLAGS="--index-url ..."
+TORCH_FLAGS ?=
+SCALE ?= tiny
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := merlin,torch,triton,store,report,dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow lint format bench clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+env: $(READY)  ## the environment in .venv, from the pins in constraints.txt
+
+# torch first and alone: whatever asks for torch later finds this build and brings no other.
+$(READY): constraints.txt pyproject.toml packaging/fbgemm-gpu/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt setuptools wheel
+	$(BIN)/pip install -q -c constraints.txt $(TORCH_FLAGS) torch
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation ./packaging/fbgemm-gpu -e '.[$(EXTRAS)]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps nvidia-pytriton
+	$(BIN)/pip check
+	touch $@
+
+demo: $(READY)  ## simulate, train, serve and rank on this machine; leaves artifacts/report.html
+	$(BIN)/sparsefeed demo --recipe $(SCALE)
+
+test: $(READY)  ## the default test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the minutes-long tests as well
+	$(BIN)/python -m pytest -m 'not gpu and not hugectr'
+
+lint: $(READY)  ## ruff, mypy --strict, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## let ruff write the layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## measure; appends to benchmarks/results.csv
+	$(BIN)/python benchmarks/run.py all
+
+clean:  ## remove what was made, the environment included
+	rm -rf $(VENV) artifacts build *.egg-info src/*.egg-info

@@ -1,0 +1,76 @@
+"""A Dask cluster: worker processes on this machine, one per GPU where there are GPUs, or one that already runs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sparsefeed.errors import ToolError
+from sparsefeed.etl.config import ClusterConfig
+
+__all__ = ["open_cluster", "use_gpu"]
+
+
+def use_gpu(config: ClusterConfig) -> bool:
+    """Whether partitions are cuDF frames on a LocalCUDACluster; ToolError if demanded and impossible."""
+    if config.gpu is False:
+        return False
+    try:
+        import cudf  # noqa: F401
+        import cupy
+
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            raise ImportError("no CUDA device")
+    except Exception as error:  # cupy raises its own errors without a driver
+        if config.gpu:
+            raise ToolError(f"cluster.gpu is true, but cuDF cannot be used: {error}; install environment.yml on a GPU machine") from error
+        return False
+    return True
+
+
+@contextmanager
+def open_cluster(config: ClusterConfig) -> Iterator[Any]:
+    """A distributed client that is Merlin's global client while open; closed with its cluster afterwards."""
+    import dask
+    from distributed import Client, LocalCluster
+    from merlin.core.utils import set_dask_client
+
+    quiet = {"distributed.worker.memory.spill": 0.8, "distributed.comm.timeouts.connect": "60s"}
+    with dask.config.set(quiet), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if config.address:
+            cluster = None
+            client = Client(config.address)
+        elif use_gpu(config):
+            from dask_cuda import LocalCUDACluster
+
+            cluster = LocalCUDACluster(dashboard_address=None, silence_logs=logging.ERROR)
+            client = Client(cluster)
+        else:
+            # One thread a worker: partitions are numpy and Arrow work that holds the cores already.
+            cluster = LocalCluster(
+                n_workers=config.workers,
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
+                # What travelled between workers need not be aligned, and Merlin's imports warn of what is not used.
+                env={"ACERO_ALIGNMENT_HANDLING": "ignore", "PYTHONWARNINGS": "ignore"},
+            )
+            client = Client(cluster)
+        # Import on every worker first: a worker killed during its cold import would take the fit with it.
+        client.run(_warm)
+    try:
+        set_dask_client(client)
+        yield client
+    finally:
+        set_dask_client(None)
+        client.close()
+        if cluster is not None:
+            cluster.close()
+
+
+def _warm() -> None:
+    import sparsefeed.etl.workflow  # noqa: F401

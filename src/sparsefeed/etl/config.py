@@ -1,0 +1,25 @@
+"""How ETL runs; what it computes is the FeedSpec's."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sparsefeed.etl.spec import Frozen
+
+__all__ = ["ClusterConfig", "EtlConfig"]
+
+
+class ClusterConfig(Frozen):
+    """Where ETL runs."""
+
+    workers: int = Field(default=2, ge=1)  # worker processes; on GPUs one per device whatever is said here
+    address: str | None = None  # of a running scheduler, "tcp://host:port"; None starts a cluster here
+    gpu: bool | None = None  # None: if cuDF and a device are there
+
+
+class EtlConfig(Frozen):
+    """The cluster, the split and the size of what is written."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    eval_days: int = Field(default=1, ge=1)  # the last days, held out for evaluation
+    row_group_rows: int = Field(default=65_536, ge=1)

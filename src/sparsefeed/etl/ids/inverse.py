@@ -1,0 +1,100 @@
+"""Rows back to strings, for people and reports; serving never loads it.
+
+One string per admitted row, laid out as Arrow lays out strings (offsets, bytes), so that decoding is one
+`take` on memory-mapped buffers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sparsefeed.errors import IdError
+from sparsefeed.etl.ids.array_folder import read_array_folder, write_array_folder
+from sparsefeed.etl.ids.id_map import IdMap
+
+__all__ = ["Inverse"]
+
+_FORMAT = "sparsefeed.inverse/1"
+_HEADER = "inverse.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Inverse:
+    """Immutable: row -> string.
+
+    Attributes:
+        table: name of the table.
+        first_row: the first row that has a string.
+        offsets: int64 [rows with a string + 1]: where each string's bytes begin; equal neighbours: none is known.
+        data: uint8: UTF-8 bytes of all strings.
+    """
+
+    table: str
+    first_row: int
+    offsets: NDArray[np.int64]
+    data: NDArray[np.uint8]
+
+    @classmethod
+    def build(cls, id_map: IdMap, strings: pa.Array | pa.ChunkedArray) -> Inverse:
+        """Note the string of every admitted row.
+
+        Args:
+            id_map: the map.
+            strings: at least all admitted ones, in any order; others (rare, unseen, null) are left out. Rows whose
+                string is not among them decode to null.
+        """
+        if isinstance(strings, pa.ChunkedArray):
+            strings = pa.concat_arrays(strings.chunks) if strings.num_chunks else pa.array([], pa.large_string())
+        if pa.types.is_dictionary(strings.type):
+            strings = strings.dictionary_decode()
+        strings = strings.cast(pa.large_string())
+        rows = id_map.own_rows(strings)
+        source = np.full(id_map.num_rows - id_map.first_row, -1, np.int64)
+        admitted = np.flatnonzero(rows >= 0)
+        source[rows[admitted] - id_map.first_row] = admitted
+        ordered = strings.take(pa.array(source, mask=source < 0)).fill_null("")
+        offsets = np.frombuffer(ordered.buffers()[1], np.int64)[ordered.offset : ordered.offset + len(source) + 1]
+        data_buffer = ordered.buffers()[2]
+        data = np.frombuffer(data_buffer, np.uint8)[: offsets[-1]] if data_buffer is not None else np.empty(0, np.uint8)
+        return cls(id_map.table, id_map.first_row, offsets, data)
+
+    def decode(self, rows: NDArray[np.int64]) -> pa.StringArray:
+        """Strings of rows [n]: null for padding, null, the tail, and removed ids.
+
+        Raises:
+            IdError: a row is negative or beyond the last.
+        """
+        rows = np.asarray(rows, np.int64)
+        num_strings = len(self.offsets) - 1
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.first_row + num_strings):
+            wrong = rows[(rows < 0) | (rows >= self.first_row + num_strings)][0]
+            raise IdError(
+                f"inverse/{self.table}: row {wrong} is not in [0, {self.first_row + num_strings}); decode this map's rows"
+            )
+        places = np.maximum(rows - self.first_row, 0)
+        if num_strings == 0:
+            return pa.nulls(len(rows), pa.string())
+        known = (rows >= self.first_row) & (self.offsets[places + 1] > self.offsets[places])
+        strings = pa.LargeStringArray.from_buffers(num_strings, pa.py_buffer(self.offsets), pa.py_buffer(self.data))
+        return strings.take(pa.array(places, mask=~known)).cast(pa.string())
+
+    def save(self, folder: Path) -> None:
+        """Write the inverse; a reader of the folder meanwhile sees the old one or the new one."""
+        header = {"format": _FORMAT, "table": self.table, "first_row": self.first_row}
+        write_array_folder(folder, _HEADER, header, {"offsets": self.offsets, "data": self.data})
+
+    @classmethod
+    def load(cls, folder: Path, mmap: bool = True) -> Inverse:
+        """Open a saved inverse; IdError if it is not there, of another format, incomplete, truncated or altered."""
+        header, arrays = read_array_folder(folder, _HEADER, _FORMAT, mmap)
+        try:
+            return cls(header["table"], header["first_row"], arrays["offsets"], arrays["data"])
+        except KeyError as error:
+            raise IdError(
+                f"{folder / _HEADER}: {error} is missing; restore the whole folder from its bundle"
+            ) from error

@@ -1,0 +1,105 @@
+"""As-of histories: the last items a member responded to strictly before a moment.
+
+Events lie sorted by (member, time, item); a query is one binary search and a short walk back, so a row's
+history can hold nothing that happened at or after its impression: no leak by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+__all__ = ["Events", "as_of", "latest"]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Responses of members to items, ascending by (member, time, item).
+
+    Attributes:
+        member: uint64 [n] keys.
+        time_ms: int64 [n].
+        item: uint64 [n] keys.
+    """
+
+    member: NDArray[np.uint64]
+    time_ms: NDArray[np.int64]
+    item: NDArray[np.uint64]
+
+    @classmethod
+    def sort(cls, member: NDArray[np.uint64], time_ms: NDArray[np.int64], item: NDArray[np.uint64]) -> Events:
+        """Events in any order; the result does not depend on it."""
+        order = np.lexsort((item, time_ms, member))
+        return cls(member[order], time_ms[order], item[order])
+
+
+@njit(cache=True, nogil=True)
+def _bounds(event_member, event_time, member, time_ms):  # type: ignore[no-untyped-def]
+    """First event of the member, and the first of its events at or after time_ms."""
+    low, high = 0, len(event_member)
+    while low < high:
+        middle = (low + high) >> 1
+        if event_member[middle] < member:
+            low = middle + 1
+        else:
+            high = middle
+    first = low
+    high = len(event_member)
+    while low < high:
+        middle = (low + high) >> 1
+        if event_member[middle] == member and event_time[middle] < time_ms:
+            low = middle + 1
+        else:
+            high = middle
+    return first, low
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _lengths(event_member, event_time, member, time_ms, max_length, end, length):  # type: ignore[no-untyped-def]
+    for i in prange(len(member)):
+        first, stop = _bounds(event_member, event_time, member[i], time_ms[i])
+        end[i] = stop
+        length[i] = min(stop - first, max_length)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _gather(event_item, end, offsets, out):  # type: ignore[no-untyped-def]
+    for i in prange(len(end)):
+        for k in range(offsets[i + 1] - offsets[i]):
+            out[offsets[i] + k] = event_item[end[i] - 1 - k]
+
+
+def as_of(
+    events: Events, member: NDArray[np.uint64], time_ms: NDArray[np.int64], max_length: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The last `max_length` items of each row's member before its time, most recent first.
+
+    Args:
+        events: sorted.
+        member: uint64 [n] keys of the rows.
+        time_ms: int64 [n]; events at exactly this time are not seen.
+        max_length: items at most.
+
+    Returns:
+        offsets int64 [n+1] and item keys uint64 [offsets[n]].
+    """
+    end, length = np.empty(len(member), np.int64), np.empty(len(member), np.int64)
+    _lengths(events.member, events.time_ms, member, time_ms, max_length, end, length)
+    offsets = np.zeros(len(member) + 1, np.int64)
+    np.cumsum(length, out=offsets[1:])
+    out = np.empty(offsets[-1], np.uint64)
+    _gather(events.item, end, offsets, out)
+    return offsets, out
+
+
+def latest(
+    key: NDArray[np.uint64], time_ms: NDArray[np.int64], tie: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The index of each key's last row, (time, tie) decides; keys ascending."""
+    order = np.lexsort((tie, time_ms, key))
+    ordered = key[order]
+    last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True]) if len(key) else np.zeros(0, np.int64)
+    return ordered[last], order[last]

@@ -1,0 +1,175 @@
+"""Ips: a weight and a cell per response and row, from random against production sessions (kernels.ips)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from merlin.core.dispatch import DataFrameType
+from merlin.dag import ColumnSelector
+from merlin.schema import ColumnSchema, Schema
+from numpy.typing import NDArray
+from nvtabular.ops import StatOperator
+
+from sparsefeed.errors import DataError, DataWarning
+from sparsefeed.etl import frame
+from sparsefeed.etl.kernels import ips as kernel
+from sparsefeed.etl.logs import POSITION, RANDOM, SURFACE, label
+from sparsefeed.etl.ops.reduce import tree_reduce
+from sparsefeed.etl.spec import FeedSpec, Ips as IpsSpec
+
+__all__ = ["Ips", "cell", "weight"]
+
+Counts = dict[str, NDArray[np.int64]]  # surface -> [responses, buckets, 2 (production, random), 2 (y)]
+
+
+def weight(response: str) -> str:
+    """Name of a response's weight column."""
+    return f"w_{response}"
+
+
+def cell(response: str) -> str:
+    """Name of a response's cell column."""
+    return f"cell_{response}"
+
+
+def _codes(column: Any, names: Sequence[str]) -> NDArray[np.int64]:
+    """Index of each row's surface in `names`, -1 for another or null."""
+    array = frame.arrow(column)
+    if not pa.types.is_dictionary(array.type):
+        array = array.dictionary_encode()
+    index = {name: i for i, name in enumerate(names)}
+    of_entry = np.array([index.get(str(entry), -1) for entry in array.dictionary.to_pylist()] + [-1])
+    return np.asarray(of_entry[array.indices.fill_null(len(of_entry) - 1).to_numpy(zero_copy_only=False)])
+
+
+def count_cells(part: DataFrameType, edges: NDArray[np.int64], responses: Sequence[str]) -> Counts:
+    """Impressions of a partition per surface, response, bucket, kind of session and y."""
+    surfaces = sorted({str(s) for s in frame.arrow(part[SURFACE]).unique().to_pylist() if s is not None})
+    code = _codes(part[SURFACE], surfaces)
+    bucket = kernel.position_buckets(frame.numpy(part[POSITION]).astype(np.int64), edges)
+    random = frame.numpy(part[RANDOM]).astype(bool)
+    inside = code >= 0
+    per_response = [
+        kernel.count(
+            code[inside], bucket[inside], random[inside], frame.numpy(part[label(r)])[inside] > 0, len(surfaces), len(edges)
+        )
+        for r in responses
+    ]
+    return {name: np.stack([counts[i] for counts in per_response]) for i, name in enumerate(surfaces)}
+
+
+def merge_counts(parts: Sequence[Counts]) -> Counts:
+    """Sum the counts of partitions or days."""
+    merged: Counts = {}
+    for part in parts:
+        for surface, counts in part.items():
+            merged[surface] = merged[surface] + counts if surface in merged else counts
+    return merged
+
+
+class Ips(StatOperator):
+    """Write `w_<response>` and `cell_<response>` per row.
+
+    Args:
+        spec: the declaration; `spec.ips` must not be "none".
+        folder: where the fitted table goes: `folder/ips.parquet`.
+    """
+
+    def __init__(self, spec: FeedSpec, folder: Path) -> None:
+        super().__init__()
+        assert isinstance(spec.ips, IpsSpec)
+        self.spec = spec
+        self.config = spec.ips
+        self.folder = folder
+        self.responses = [response.name for response in spec.responses]
+        self.edges = np.asarray(spec.ips.position_edges, np.int64)
+        self.surfaces: list[str] = []
+        self.tables: dict[str, kernel.IpsTable] = {}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns the operator reads."""
+        return [SURFACE, POSITION, RANDOM, *(label(r) for r in self.responses)]
+
+    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
+        """Count cells over the partitions of `ddf`."""
+        return tree_reduce(ddf, count_cells, merge_counts, self.edges, self.responses)
+
+    def fit_finalize(self, dask_stats: Counts) -> None:
+        """Turn counts into weights and write ips.parquet; without any random session this is an error."""
+        self.surfaces = sorted(dask_stats)
+        counts = np.stack([dask_stats[s] for s in self.surfaces], axis=1)  # [responses, surfaces, buckets, 2, 2]
+        if counts[:, :, :, 1].sum() == 0:
+            sessions = self.spec.sessions
+            assert sessions is not None
+            raise DataError(
+                f'ips: no row has {sessions.column} = "{sessions.random}"; weights need random sessions: '
+                f"log some, name the right value in sessions.random, or set ips: none"
+            )
+        self.tables = {r: kernel.weigh(counts[i], self.config.smoothing, self.config.clip) for i, r in enumerate(self.responses)}
+        for response, table in self.tables.items():
+            shown = table.counts.sum(axis=(2, 3)) > 0
+            for surface, bucket in np.argwhere((table.reason != "") & (table.reason != "no production session") & shown):
+                warnings.warn(
+                    f"ips: {response}, surface {self.surfaces[surface]}, position {self.edges[bucket]}: "
+                    f"{table.reason[surface, bucket]}; weight 1",
+                    DataWarning,
+                    stacklevel=2,
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.table(), self.folder / "ips.parquet")
+
+    def table(self) -> pa.Table:
+        """The weights as a table: one row per response, surface, position bucket and y that was shown."""
+        rows = []
+        for response, table in self.tables.items():
+            num_surfaces, num_buckets = table.reason.shape
+            weights = table.weight[1:].reshape(num_surfaces, num_buckets, 2)
+            for s, b in np.argwhere(table.counts.sum(axis=(2, 3)) > 0):
+                for y in (0, 1):
+                    rows.append(
+                        {
+                            "response": response,
+                            "surface": self.surfaces[s],
+                            "position": int(self.edges[b]),
+                            "y": y,
+                            "cell": int(1 + (s * num_buckets + b) * 2 + y) if table.reason[s, b] == "" else 0,
+                            "weight": float(weights[s, b, y]),
+                            "reason": str(table.reason[s, b]),
+                            "num_random": int(table.counts[s, b, 1].sum()),
+                            "num_random_y": int(table.counts[s, b, 1, y]),
+                            "num_production": int(table.counts[s, b, 0].sum()),
+                            "num_production_y": int(table.counts[s, b, 0, y]),
+                        }
+                    )
+        return pa.Table.from_pylist(rows)
+
+    def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
+        """w float32 and cell int32 per response; w = table[cell]."""
+        code = _codes(df[SURFACE], self.surfaces)
+        bucket = kernel.position_buckets(frame.numpy(df[POSITION]).astype(np.int64), self.edges)
+        random = frame.numpy(df[RANDOM]).astype(bool)
+        out: dict[str, Any] = {}
+        for response, table in self.tables.items():
+            y = frame.numpy(df[label(response)]) > 0
+            cells = kernel.cells(code, bucket, random, y, table.covered)
+            out[weight(response)] = table.weight[cells].astype(np.float32)
+            out[cell(response)] = cells
+        return frame.like(df, out)
+
+    def compute_output_schema(self, input_schema: Schema, col_selector: ColumnSelector, prev_output_schema: Any = None) -> Schema:
+        """float32 weights, int32 cells."""
+        columns = []
+        for response in self.responses:
+            columns += [ColumnSchema(weight(response), dtype=np.float32), ColumnSchema(cell(response), dtype=np.int32)]
+        return Schema(columns)
+
+    def clear(self) -> None:
+        """Forget the fitted tables."""
+        self.tables, self.surfaces = {}, []

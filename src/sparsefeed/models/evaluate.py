@@ -1,0 +1,195 @@
+"""Evaluation on the held-out days' random sessions: models beside the constant and LightGBM without ids.
+
+Random sessions show what the policy would not have, so that they judge a ranker without the policy's bias.
+Where the true probabilities are known (simulated logs) every metric is also given against them, which takes
+the noise of drawn labels away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from sparsefeed.errors import DataError
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models import baselines, metrics
+from sparsefeed.models.calibration import Calibration
+from sparsefeed.models.torchrec.score import Scorer
+from sparsefeed.progress import Progress, silent
+
+__all__ = ["EvaluationRows", "evaluate", "fit_calibration", "read_rows"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """Rows of the ETL's parquet as matrices.
+
+    Attributes:
+        impression: [n] ids as logged.
+        position: int32 [n].
+        labels: float32 [n, R].
+        weights: float32 [n, R]; 1 where the spec has no IPS.
+        dense: float32 [n, D], standardised.
+        truth: float64 [n, R] or None.
+    """
+
+    impression: NDArray[Any]
+    position: NDArray[np.int32]
+    labels: Floats
+    weights: Floats
+    dense: Floats
+    truth: NDArray[np.float64] | None = None
+
+
+def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_only: bool = False) -> EvaluationRows:
+    """Read `train/` or `eval/` of an ETL folder, in file order.
+
+    Args:
+        spec: the declaration.
+        folder: with `*.parquet`.
+        truth: the simulator's truth folder; joined by impression.
+        random_only: keep random sessions alone (all rows when the spec declares no sessions).
+    """
+    responses = [r.name for r in spec.responses]
+    files = sorted(str(path) for path in folder.glob("*.parquet"))
+    if not files:
+        raise DataError(f"{folder}: no parquet; run the ETL first")
+    weighted = spec.ips != "none"
+    columns = ["impression_id", "position", *(f"y_{r}" for r in responses), *(f.name for f in spec.dense)]
+    columns += [f"w_{r}" for r in responses] if weighted else []
+    chosen = ds.field("random") == 1 if random_only and spec.sessions else None
+    table = ds.dataset(files).to_table(columns=columns, filter=chosen)
+    if not len(table):
+        raise DataError(f"{folder}: no row of a random session; evaluate on a day that has some")
+
+    def matrix(names: Sequence[str]) -> Floats:
+        return (
+            np.stack([table[n].to_numpy() for n in names], axis=1) if names else np.zeros((len(table), 0), np.float32)
+        )
+
+    impression = table["impression_id"].to_numpy()
+    return EvaluationRows(
+        impression,
+        table["position"].to_numpy(),
+        matrix([f"y_{r}" for r in responses]),
+        matrix([f"w_{r}" for r in responses]) if weighted else np.ones((len(table), len(responses)), np.float32),
+        matrix([f.name for f in spec.dense]),
+        None if truth is None else _truth(truth, responses, impression),
+    )
+
+
+def _truth(folder: Path, responses: Sequence[str], impression: NDArray[Any]) -> NDArray[np.float64]:
+    wanted = ds.field("impression_id").isin(impression)
+    table = ds.dataset(str(folder), format="parquet").to_table(
+        columns=["impression_id", *(f"p_{r}" for r in responses)], filter=wanted
+    )
+    ids = table["impression_id"].to_numpy()
+    order = np.argsort(ids)
+    at = np.minimum(np.searchsorted(ids, impression, sorter=order), max(len(ids) - 1, 0))
+    if not len(ids) or (ids[order[at]] != impression).any():
+        raise DataError(f"{folder}: not every impression has a true probability; give the truth of the same logs")
+    return np.stack([table[f"p_{r}"].to_numpy()[order[at]] for r in responses], axis=1).astype(np.float64)
+
+
+def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path) -> Calibration:
+    """Platt lines from the evaluation days' random sessions of even impressions; odd ones stay for the test."""
+    rows, logits = _scored(spec, scorer, data, None)
+    even = _even(rows)
+    return Calibration.fit(spec, logits[even], rows.labels[even])
+
+
+def _even(rows: EvaluationRows) -> NDArray[np.bool_]:
+    # Of the row's number, not its id: ids may be strings.
+    return np.arange(len(rows.impression)) % 2 == 0
+
+
+def _scored(spec: FeedSpec, scorer: Scorer, data: Path, truth: Path | None) -> tuple[EvaluationRows, Floats]:
+    rows = read_rows(spec, data / "eval", truth, random_only=True)
+    logits = scorer.score(data / "eval", random_only=bool(spec.sessions))
+    return rows, logits
+
+
+def evaluate(
+    spec: FeedSpec,
+    data: Path,
+    scorers: Mapping[str, Scorer],
+    truth: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Quality of every model and baseline per response, as plain data for JSON.
+
+    Args:
+        spec: the declaration.
+        data: the ETL folder.
+        scorers: name of the model -> its scorer; the first is also reported calibrated, on the odd half.
+        truth: the simulator's truth folder, if there is one.
+        progress: told model by model.
+    """
+    steps = len(scorers) + 2
+    probabilities: dict[str, Floats] = {}
+    rows: EvaluationRows | None = None
+    calibrated: dict[str, Any] = {}
+    for i, (name, scorer) in enumerate(scorers.items()):
+        progress(i, steps, f"scoring with {name}")
+        rows, logits = _scored(spec, scorer, data, truth)
+        probabilities[name] = Calibration.identity(spec).probability(logits)
+        if not calibrated:
+            calibrated = _calibrated(spec, rows, logits)
+    assert rows is not None, "evaluate needs a model"
+    progress(len(scorers), steps, "fitting LightGBM without ids")
+    training = read_rows(spec, data / "train")
+    probabilities["lightgbm"] = baselines.trees(
+        training.dense, training.labels, training.weights, rows.dense, num_threads=2
+    )
+    probabilities["constant"] = baselines.constant(training.labels, training.weights, len(rows.labels))
+    progress(len(scorers) + 1, steps, "measuring")
+    return {
+        "num_rows": len(rows.labels),
+        "models": list(probabilities),
+        "responses": {
+            response.name: {name: _quality(rows, p, r) for name, p in probabilities.items()}
+            for r, response in enumerate(spec.responses)
+        },
+        "calibrated": calibrated,
+    }
+
+
+def _quality(rows: EvaluationRows, probability: Floats, r: int) -> dict[str, Any]:
+    labels, p = rows.labels[:, r], probability[:, r].astype(np.float64)
+    curve = metrics.calibration_curve(labels, p)
+    out: dict[str, Any] = {
+        **_metrics(labels, p),
+        "curve": {
+            "weight": curve.weight.tolist(),
+            "predicted": curve.predicted.tolist(),
+            "actual": curve.actual.tolist(),
+        },
+    }
+    if rows.truth is not None:
+        out["expected"] = _metrics(rows.truth[:, r], p)
+    return out
+
+
+def _metrics(labels: NDArray[Any], p: NDArray[np.float64]) -> dict[str, float]:
+    return {
+        "auc": metrics.auc(labels, p),
+        "log_loss": metrics.log_loss(labels, p),
+        "normalised_entropy": metrics.normalised_entropy(labels, p),
+        "predicted_over_actual": metrics.predicted_over_actual(labels, p),
+    }
+
+
+def _calibrated(spec: FeedSpec, rows: EvaluationRows, logits: Floats) -> dict[str, Any]:
+    even = _even(rows)
+    calibration = Calibration.fit(spec, logits[even], rows.labels[even])
+    p = calibration.probability(logits[~even]).astype(np.float64)
+    labels = rows.labels if rows.truth is None else rows.truth
+    return {r.name: _metrics(labels[~even][:, i], p[:, i]) for i, r in enumerate(spec.responses)}

@@ -1,0 +1,133 @@
+"""dense.onnx: pooling, dense model and calibration in one graph (docs/contracts/dense.md).
+
+Notable: the member's inputs enter once per member and are repeated per candidate by `member_index` inside the
+graph, after pooling, so that a request's history is pooled once however many candidates it ranks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparsefeed.errors import SpecError
+from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
+from sparsefeed.models.calibration import MAX_LOGIT, Calibration
+from sparsefeed.models.dense import DenseModel
+
+__all__ = ["export_dense", "input_names"]
+
+# The newest opset that torch's TorchScript exporter writes well and every onnxruntime since 1.12 reads.
+OPSET = 17
+
+
+def input_names(spec: FeedSpec) -> tuple[str, ...]:
+    """Names of the graph's inputs, in order."""
+    names = [f"{side}_dense" for side in ("member", "candidate") if spec.of_kind("dense", side=side)]
+    names.append("member_index")
+    for feature in spec.lookups:
+        names.append(f"emb_{feature.name}")
+        if not isinstance(feature, IdFeature):
+            names.append(f"len_{feature.name}")
+    return tuple(names)
+
+
+def export_dense(model: DenseModel, spec: FeedSpec, calibration: Calibration, path: str | Path) -> None:
+    """Write the serving graph to `path`.
+
+    Guarantees: inputs and output are those of docs/contracts/dense.md; probabilities equal
+    `calibration.probability(logits)` to float32 rounding. The model is left in the mode it was in.
+
+    Raises:
+        SpecError: The calibration is of other responses than the spec's.
+    """
+    names = [response.name for response in spec.responses]
+    if list(calibration.responses) != names:
+        raise SpecError(
+            f"calibration: got responses {list(calibration.responses)}; the spec's are {names}, in this order"
+        )
+    served = _Served(model, spec, calibration)
+    was_training = model.training
+    served.eval()
+    inputs = _example(spec)
+    axes = {name: {0: _axis(spec, name)} for name in inputs} | {"probability": {0: "n"}}
+    try:
+        with warnings.catch_warnings():
+            # The exporter without dynamo is deprecated but is the one that needs no further package.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                served,
+                tuple(inputs.values()),
+                str(path),
+                input_names=list(inputs),
+                output_names=["probability"],
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    finally:
+        model.train(was_training)
+
+
+class _Served(nn.Module):
+    """The model behind the serving signature; takes its inputs by position."""
+
+    def __init__(self, model: DenseModel, spec: FeedSpec, calibration: Calibration) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec
+        self.names = input_names(spec)
+        scale, shift = (torch.from_numpy(line) for line in calibration.lines())
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        given = dict(zip(self.names, inputs, strict=True))
+        member_index = given["member_index"]
+        num_candidates = member_index.shape[0]
+
+        def per_candidate(value: Tensor, side: str) -> Tensor:
+            return value[member_index] if side == "member" else value
+
+        pooled = {}
+        for feature in self.spec.lookups:
+            vector = given[f"emb_{feature.name}"]
+            if not isinstance(feature, IdFeature):
+                vector = vector.sum(dim=1)
+                if feature.pooling == "mean":
+                    vector = vector / given[f"len_{feature.name}"].clamp(min=1).to(vector.dtype).unsqueeze(1)
+            pooled[feature.name] = per_candidate(vector, side_of(feature))
+        none = member_index.new_zeros((num_candidates, 0), dtype=torch.float32)
+        member_dense = per_candidate(given["member_dense"], "member") if "member_dense" in given else none
+        logits_nR = self.model(pooled, member_dense, given.get("candidate_dense", none))
+        return torch.sigmoid((logits_nR * self.scale + self.shift).clamp(-MAX_LOGIT, MAX_LOGIT))
+
+
+def _example(spec: FeedSpec) -> dict[str, Tensor]:
+    # Two members and three candidates: no axis may be taken for a constant 1, nor m for n.
+    inputs: dict[str, Tensor] = {}
+    for name in input_names(spec):
+        count = 2 if _axis(spec, name) == "m" else 3
+        if name == "member_index":
+            inputs[name] = torch.tensor([0, 1, 1])
+        elif name in ("member_dense", "candidate_dense"):
+            inputs[name] = torch.zeros(count, len(spec.of_kind("dense", side=name.removesuffix("_dense"))))  # type: ignore[arg-type]
+        else:
+            feature = next(f for f in spec.lookups if name in (f"emb_{f.name}", f"len_{f.name}"))
+            length = () if isinstance(feature, IdFeature) else (feature.max_length,)
+            if name == f"len_{feature.name}":
+                inputs[name] = torch.ones(count, dtype=torch.int64)
+            else:
+                inputs[name] = torch.zeros(count, *length, spec.table_of(feature).dim)
+    return inputs
+
+
+def _axis(spec: FeedSpec, name: str) -> str:
+    """Whether an input's first axis counts members (m) or candidates (n)."""
+    if name in ("member_index", "candidate_dense"):
+        return "n"
+    if name == "member_dense":
+        return "m"
+    return "m" if side_of(spec.feature_by_name[name.split("_", 1)[1]]) == "member" else "n"

@@ -1,0 +1,202 @@
+"""Checkpoints any number of processes can read, whatever number wrote them.
+
+    out/checkpoints/step-<N>/  checkpoint.json  tables/<table>.npy  optimizer/<table>.npy  dense.safetensors
+
+Notable: each rank writes its rows into one memory-mapped file per table, so a checkpoint does not know how it
+was sharded, needs no process group to be read, and `tables/` is fp32 of docs/contracts/tables.md as it stands.
+torch.distributed.checkpoint is not used: its metadata is a pickle. All ranks must see one file system.
+
+Invariant: a folder is written as `.step-<N>.partial` and renamed when `checkpoint.json`, its last file, is there;
+one without it, or whose name begins with a dot, is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparsefeed.errors import BadFileError, SpecError, TrainError
+from sparsefeed.etl.spec import FeedSpec, Frozen, validate
+from sparsefeed.models.dense import DenseModel, ModelConfig
+
+__all__ = ["Checkpoint", "Shard", "latest", "load_model", "load_tables", "restore", "save"]
+
+_KEPT = 2
+
+
+class Checkpoint(Frozen):
+    """`checkpoint.json`: of what run and when."""
+
+    format: int = 1
+    step: int  # global batches trained
+    spec: str  # digest
+    data: str  # digest of the training files' names and rows
+    model: ModelConfig
+    config: dict[str, Any]  # TrainConfig
+    tables: dict[str, tuple[int, int]]  # name -> (capacity_rows, dim)
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint folder's description; BadFileError when it is none."""
+        file = path / "checkpoint.json"
+        try:
+            return validate(cls, json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, SpecError) as error:
+            raise BadFileError(file, f"not a checkpoint: {error}; train again, or name another checkpoint") from error
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of one table that this rank holds; both tensors are the live ones, written in place by `restore`."""
+
+    table: str
+    row: int  # of the table, where `values` begins
+    values: Tensor  # [rows, dim]
+    accumulator: Tensor  # [rows], row-wise Adagrad's mean of squared gradients
+
+
+def latest(out: Path) -> Path | None:
+    """The newest complete checkpoint of a training folder, or None."""
+    found = [path for path in (out / "checkpoints").glob("step-*") if (path / "checkpoint.json").is_file()]
+    return max(found, key=_step_of, default=None)
+
+
+def save(out: Path, checkpoint: Checkpoint, shards: list[Shard], dense: Mapping[str, Tensor]) -> Path:
+    """Write a checkpoint; every rank of the process group calls it with its shards.
+
+    The last two are kept. A process that dies inside leaves those before it whole.
+
+    Args:
+        out: The training folder.
+        checkpoint: Its description.
+        shards: This rank's parts of all tables.
+        dense: Dense weights and optimiser state by name; rank 0's are written.
+    """
+    final = out / "checkpoints" / f"step-{checkpoint.step}"
+    partial = final.with_name(f".{final.name}.partial")
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in ("tables", "optimizer"):
+            (partial / folder).mkdir(parents=True)
+        for name, (rows, dim) in checkpoint.tables.items():
+            _create(partial / "tables" / f"{name}.npy", (rows, dim))
+            _create(partial / "optimizer" / f"{name}.npy", (rows,))
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}, partial / "dense.safetensors"
+        )
+    dist.barrier()
+    for shard, file, tensor in _files(partial, shards):
+        rows = np.load(file, mmap_mode="r+")
+        rows[shard.row : shard.row + len(tensor)] = tensor.detach().cpu().numpy()
+        rows.flush()
+    dist.barrier()
+    if dist.get_rank() == 0:
+        (partial / "checkpoint.json").write_text(
+            json.dumps(checkpoint.model_dump(mode="json"), indent=1) + "\n", "utf-8"
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for old in sorted((out / "checkpoints").glob("step-*"), key=_step_of)[:-_KEPT]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return final
+
+
+def restore(path: Path, shards: list[Shard]) -> dict[str, Tensor]:
+    """Fill this rank's shards in place and return the dense weights and optimiser state by name.
+
+    A table that has grown since keeps its values in the rows the checkpoint has not.
+
+    Raises:
+        TrainError: A table is not in the checkpoint or has another dim.
+        BadFileError: A file cannot be read.
+    """
+    tables = Checkpoint.read(path).tables
+    for shard in shards:
+        dim = shard.values.shape[1]
+        if tables.get(shard.table, (0, -1))[1] != dim:
+            raise TrainError(
+                f'{path}: has no table "{shard.table}" of dim {dim}; has (rows, dim) {dict(tables)}; train from the start'
+            )
+    for shard, file, tensor in _files(path, shards):
+        rows = _open(file)[shard.row : shard.row + len(tensor)]
+        tensor[: len(rows)].copy_(torch.from_numpy(rows))
+    return _dense(path)
+
+
+def load_tables(path: str | Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Tables by name, float32 [capacity_rows, dim], memory-mapped; writing to them never reaches the files."""
+    path = Path(path)
+    tables = {}
+    for name, shape in Checkpoint.read(path).tables.items():
+        file = path / "tables" / f"{name}.npy"
+        tables[name] = _open(file)
+        if tables[name].shape != tuple(shape) or tables[name].dtype != np.float32:
+            raise BadFileError(
+                file, f"is {tables[name].dtype} {tables[name].shape}; checkpoint.json says float32 {shape}"
+            )
+    return tables
+
+
+def load_model(path: str | Path, spec: FeedSpec) -> tuple[DenseModel, dict[str, npt.NDArray[np.float32]]]:
+    """The dense model, in eval mode, and the tables, on one process without a process group.
+
+    Raises:
+        TrainError: The checkpoint was trained with another spec.
+        BadFileError: A file is missing or damaged.
+    """
+    path = Path(path)
+    checkpoint = Checkpoint.read(path)
+    if checkpoint.spec != spec.digest:
+        raise TrainError(
+            f"{path}: trained with spec {checkpoint.spec}, got spec {spec.digest}; use the spec.json it was trained with"
+        )
+    model = DenseModel(spec, checkpoint.model)
+    state = {name: tensor for name, tensor in _dense(path).items() if not name.startswith("adam.")}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise BadFileError(path / "dense.safetensors", error) from error
+    return model.eval(), load_tables(path)
+
+
+def _files(path: Path, shards: list[Shard]) -> Iterator[tuple[Shard, Path, Tensor]]:
+    for shard in shards:
+        yield shard, path / "tables" / f"{shard.table}.npy", shard.values
+        yield shard, path / "optimizer" / f"{shard.table}.npy", shard.accumulator
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> None:
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()  # type: ignore[no-untyped-call]
+
+
+def _open(path: Path) -> npt.NDArray[np.float32]:
+    try:
+        # Copy on write: torch warns of read-only arrays, and no page is copied unless written.
+        return np.load(path, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise BadFileError(path, f"not a table: {error}; train again, or name another checkpoint") from error
+
+
+def _dense(path: Path) -> dict[str, Tensor]:
+    file = path / "dense.safetensors"
+    try:
+        return load_file(file)  # type: ignore[no-any-return]
+    except (OSError, SafetensorError) as error:
+        raise BadFileError(file, f"not readable: {error}; train again, or name another checkpoint") from error
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

@@ -1,0 +1,227 @@
+"""The training parquet as arrays (docs/contracts/training.md).
+
+Notable: `open_split` reads every file's footer and refuses a missing column, a wrong type or a truncated file
+before any training begins; `Rows` then turns Arrow into numpy without going through pandas, and a slice of
+`Rows` into one `Batch` of torch tensors.
+
+Shapes: N rows of a buffer, B of a batch, R responses, M and C dense features of member and candidate,
+F lookup features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from sparsefeed.errors import BadFileError, DataError, did_you_mean
+from sparsefeed.etl.spec import FeedSpec, IdFeature
+
+__all__ = ["Batch", "Part", "Rows", "capacity_rows", "lookup_order", "open_split", "read_part"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row group of one file: the unit that is shuffled and split over ranks."""
+
+    path: Path
+    row_group: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as the model takes them; free of position, cell and id."""
+
+    labels_BR: Tensor
+    weights_BR: Tensor
+    member_dense_BM: Tensor
+    candidate_dense_BC: Tensor
+    lookups: KeyedJaggedTensor  # keys in lookup_order; unpadded rows of the tables, no 0
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            self.labels_BR.to(device, non_blocking=True),
+            self.weights_BR.to(device, non_blocking=True),
+            self.member_dense_BM.to(device, non_blocking=True),
+            self.candidate_dense_BC.to(device, non_blocking=True),
+            self.lookups.to(device, non_blocking=True),
+        )
+
+
+def lookup_order(spec: FeedSpec) -> tuple[str, ...]:
+    """Lookup features with those of one table side by side: fbgemm's row-wise Adagrad is wrong without."""
+    return tuple(feature.name for table in spec.tables for feature in spec.lookups_of(table.name))
+
+
+def capacity_rows(spec: FeedSpec, data: Path) -> dict[str, int]:
+    """Rows to allocate per table, from `etl.json`; DataError when the folder is unfinished or of another spec."""
+    path = data / "etl.json"
+    if not path.is_file():
+        raise DataError(f"{data}: no etl.json, so this ETL run is unfinished; run `sparsefeed etl` again")
+    try:
+        capacities = {
+            str(name): int(rows) for name, rows in json.loads(path.read_text("utf-8"))["capacity_rows"].items()
+        }
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadFileError(path, f"not readable: {error!r}; run `sparsefeed etl` again") from error
+    for table in spec.tables:
+        if table.name not in capacities:
+            raise DataError(f'{path}: capacity_rows has no table "{table.name}"; this folder was made for another spec')
+    return {table.name: capacities[table.name] for table in spec.tables}
+
+
+def open_split(spec: FeedSpec, data: Path, split: str, columns: Sequence[str]) -> tuple[Part, ...]:
+    """Row groups of `data/<split>/*.parquet` in the order of their names, every file's columns checked.
+
+    Raises:
+        BadFileError: A file cannot be read as parquet; the error names it.
+        DataError: There is no row, or a column is missing or of another type; the error names file and column.
+    """
+    parts = []
+    for path in sorted((data / split).glob("*.parquet")):
+        try:
+            footer = pq.ParquetFile(path)
+        except (OSError, pa.ArrowException) as error:
+            raise BadFileError(path, f"not readable as parquet: {error}; run `sparsefeed etl` again") from error
+        with footer:
+            _check_schema(spec, path, footer.schema_arrow, columns)
+            groups = [footer.metadata.row_group(g).num_rows for g in range(footer.metadata.num_row_groups)]
+        parts += [Part(path, g, rows) for g, rows in enumerate(groups) if rows]
+    if not parts:
+        raise DataError(
+            f"{data / split}: no parquet file with a row; run `sparsefeed etl` on days that have impressions"
+        )
+    return tuple(parts)
+
+
+def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: dict[str, int]) -> pa.Table:
+    """Read these columns of one row group, checked.
+
+    Raises:
+        BadFileError: The file cannot be read.
+        DataError: A column holds a null, or an id outside [1, capacity of its table); names file and column.
+    """
+    try:
+        with pq.ParquetFile(part.path) as file:
+            table = file.read_row_group(part.row_group, columns=list(columns), use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise BadFileError(part.path, f"row group {part.row_group}: {error}; run `sparsefeed etl` again") from error
+    for name in columns:
+        if nulls := table.column(name).null_count:
+            raise DataError(f'{part.path}: column "{name}": {nulls} of {part.num_rows} values are null; none may be')
+    for feature in spec.lookups:
+        values, _ = _jagged(_one_chunk(table, feature.name))
+        capacity = capacities[spec.table_of(feature).name]
+        if len(values) and (values.min() < 1 or values.max() >= capacity):
+            got = values.min() if values.min() < 1 else values.max()
+            raise DataError(
+                f'{part.path}: column "{feature.name}": got id {got}; allowed: 1 to {capacity - 1}, the rows of its table'
+            )
+    return table
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the training parquet as numpy arrays.
+
+    A lookup is (values int64, offsets int64 [N+1]); an `id` feature's offsets are 0, 1, ..., N.
+    """
+
+    labels_NR: npt.NDArray[np.float32]
+    weights_NR: npt.NDArray[np.float32]
+    member_dense_NM: npt.NDArray[np.float32]
+    candidate_dense_NC: npt.NDArray[np.float32]
+    lookups: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+
+    def __len__(self) -> int:
+        return len(self.labels_NR)
+
+    @staticmethod
+    def columns(spec: FeedSpec, weights: bool = True) -> tuple[str, ...]:
+        """The columns `from_arrow` reads, all of the contract's that the model may see."""
+        names = [f"y_{response.name}" for response in spec.responses]
+        names += [feature.name for feature in (*spec.dense, *spec.lookups)]
+        if weights and spec.ips != "none":
+            names += [f"w_{response.name}" for response in spec.responses]
+        return tuple(names)
+
+    @classmethod
+    def from_arrow(cls, spec: FeedSpec, table: pa.Table) -> Rows:
+        """Decode the columns of `Rows.columns`, as `read_part` gives them; without `w_` columns every weight is 1."""
+
+        def matrix(names: Sequence[str]) -> npt.NDArray[np.float32]:
+            out = np.empty((table.num_rows, len(names)), np.float32)
+            for i, name in enumerate(names):
+                out[:, i] = _one_chunk(table, name).to_numpy()
+            return out
+
+        labels_NR = matrix([f"y_{response.name}" for response in spec.responses])
+        weighted = f"w_{spec.responses[0].name}" in table.column_names
+        return cls(
+            labels_NR,
+            matrix([f"w_{response.name}" for response in spec.responses]) if weighted else np.ones_like(labels_NR),
+            matrix([feature.name for feature in spec.of_kind("dense", side="member")]),
+            matrix([feature.name for feature in spec.of_kind("dense", side="candidate")]),
+            {feature.name: _jagged(_one_chunk(table, feature.name)) for feature in spec.lookups},
+        )
+
+    def batch(self, order: Sequence[str], start: int, stop: int) -> Batch:
+        """Rows [start, stop) as tensors; `order` is `lookup_order(spec)`."""
+        values, lengths = [], []
+        for name in order:
+            ids, offsets = self.lookups[name]
+            values.append(ids[offsets[start] : offsets[stop]])
+            lengths.append(np.diff(offsets[start : stop + 1]))
+        return Batch(
+            torch.from_numpy(self.labels_NR[start:stop]),
+            torch.from_numpy(self.weights_NR[start:stop]),
+            torch.from_numpy(self.member_dense_NM[start:stop]),
+            torch.from_numpy(self.candidate_dense_NC[start:stop]),
+            KeyedJaggedTensor(
+                keys=list(order),
+                values=torch.from_numpy(np.concatenate(values)),
+                lengths=torch.from_numpy(np.concatenate(lengths)),
+            ),
+        )
+
+
+def _check_schema(spec: FeedSpec, path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+    for name in columns:
+        if name not in schema.names:
+            raise DataError(f'{path}: no column "{name}"{did_you_mean(name, schema.names)}')
+        feature = spec.feature_by_name.get(name)
+        got = schema.field(name).type
+        if feature is None or feature.kind == "dense":
+            wanted, fits = "float32", got == pa.float32()
+        elif isinstance(feature, IdFeature):
+            wanted, fits = "int64", got == pa.int64()
+        else:
+            wanted, fits = "list<int64>", pa.types.is_list(got) and got.value_type == pa.int64()
+        if not fits:
+            raise DataError(f'{path}: column "{name}" is {got}; it must be {wanted} (docs/contracts/training.md)')
+
+
+def _one_chunk(table: pa.Table, name: str) -> Any:
+    return table.column(name).combine_chunks()
+
+
+def _jagged(column: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    if not pa.types.is_list(column.type):
+        return column.to_numpy(), np.arange(len(column) + 1, dtype=np.int64)
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    # `flatten` honours a slice, whose offsets begin elsewhere than at 0.
+    return column.flatten().to_numpy(), offsets - offsets[0]

@@ -1,0 +1,104 @@
+"""Which rows a rank trains on, and in what order.
+
+Notable: an epoch is a seeded order of row groups laid end to end; rank r of P takes the r-th P-th of its rows,
+cut in the middle of a row group where need be. So every rank has exactly as many rows and batches as any other
+however the files are cut (a rank with one batch more would wait for ever in a collective), and at most P - 1
+rows, other ones each epoch, are left out. Rows are then shuffled within a buffer of many row groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models.torchrec.columns import Batch, Part, Rows, lookup_order, read_part
+
+__all__ = ["Loader"]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Batches of one rank; equal seeds give equal batches.
+
+    Attributes:
+        spec: The declaration.
+        parts: Row groups of the split, the same on every rank.
+        capacities: Rows per table; an id outside is a DataError that names the file.
+        columns: Columns to read: `Rows.columns`.
+        batch_size: Rows per batch and rank; an epoch's last batch may be smaller, equally on every rank.
+        rank: This rank, in [0, world_size).
+        world_size: Number of ranks.
+        shuffle_rows: Rows of a shuffle buffer; memory is about twice their size.
+        seed: Seed of both orders.
+    """
+
+    spec: FeedSpec
+    parts: Sequence[Part]
+    capacities: dict[str, int]
+    columns: Sequence[str]
+    batch_size: int
+    rank: int
+    world_size: int
+    shuffle_rows: int
+    seed: int
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of this rank, the same on every rank."""
+        return sum(part.num_rows for part in self.parts) // self.world_size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of this rank, the same on every rank."""
+        return -(-self.rows_per_epoch // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch from batch number `start` on, the same as if it had begun at 0.
+
+        Rows before `start` are read, not decoded.
+
+        Raises:
+            DataError: A null or an id outside its table; names the file.
+            BadFileError: A file cannot be read.
+        """
+        order = lookup_order(self.spec)
+        number = 0
+        for index, (table, last) in enumerate(self._buffers(epoch)):
+            num_batches = -(-table.num_rows // self.batch_size) if last else table.num_rows // self.batch_size
+            if number + num_batches > start:
+                shuffle = np.random.default_rng((self.seed, epoch, self.rank, index)).permutation(table.num_rows)
+                rows = Rows.from_arrow(self.spec, table.take(pa.array(shuffle)))
+                for i in range(max(0, start - number), num_batches):
+                    first = i * self.batch_size
+                    yield rows.batch(order, first, min(first + self.batch_size, len(rows)))
+            number += num_batches
+
+    def _buffers(self, epoch: int) -> Iterator[tuple[pa.Table, bool]]:
+        """Buffers of a whole number of batches, the last excepted, and whether it is the last."""
+        # A whole number of batches leaves no rest to carry into the next buffer.
+        size = max(1, self.shuffle_rows // self.batch_size) * self.batch_size
+        left, held, num_held = self.rows_per_epoch, [], 0
+        for table in self._slices(epoch):
+            held.append(table)
+            num_held += table.num_rows
+            while num_held >= size and left > size:
+                joined = pa.concat_tables(held)
+                yield joined.slice(0, size), False
+                held, num_held, left = [joined.slice(size)], num_held - size, left - size
+        yield pa.concat_tables(held), True
+
+    def _slices(self, epoch: int) -> Iterator[pa.Table]:
+        """This rank's share of the epoch's row groups, the first and last cut where the share begins and ends."""
+        begin = self.rank * self.rows_per_epoch
+        end = begin + self.rows_per_epoch
+        position = 0
+        for number in np.random.default_rng((self.seed, epoch)).permutation(len(self.parts)):
+            part = self.parts[number]
+            low, high = max(begin - position, 0), min(end - position, part.num_rows)
+            if low < high:
+                yield read_part(self.spec, part, self.columns, self.capacities).slice(low, high - low)
+            position += part.num_rows

@@ -1,0 +1,259 @@
+"""Training on one host: `processes` ranks over gloo on CPU, NCCL with a GPU each where CUDA is.
+
+Notable: ranks are plain processes of `python -m sparsefeed.models.torchrec.rank`, told by one JSON file what to do
+and reporting over one pipe, so that a caller needs no `__main__` guard, nothing is pickled, and a rank's failure
+reaches the caller as one TrainError with that rank's last words.
+
+    out/ job.json  curve.jsonl  logs/rank-<r>.log  checkpoints/step-<N>/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field, model_validator
+
+from sparsefeed.errors import TrainError
+from sparsefeed.etl.spec import FeedSpec, Frozen
+from sparsefeed.models.dense import ModelConfig
+from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
+from sparsefeed.models.torchrec.columns import Rows, capacity_rows, open_split
+from sparsefeed.progress import Progress, silent
+
+__all__ = ["Job", "TrainConfig", "TrainResult", "train"]
+
+_LAST_LINES = 20
+
+
+class TrainConfig(Frozen):
+    """How to train; equal configurations on equal data give equal loss curves."""
+
+    processes: int = Field(default=2, ge=1)  # ranks; on GPUs one per device
+    batch_size: int = Field(default=8192, ge=1)  # rows of a global batch, over all ranks
+    epochs: int = Field(default=1, ge=1)
+    dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
+    table_learning_rate: float = Field(default=0.05, gt=0)  # row-wise Adagrad
+    warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
+    weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
+    shuffle_rows: int = Field(default=2**18, ge=1)  # rows a rank shuffles at a time
+    seed: int = Field(default=0, ge=0)
+    log_every: int = Field(default=20, ge=1)  # steps
+    checkpoint_every_s: float = Field(default=300.0, gt=0)  # besides the one at the end
+
+    @model_validator(mode="after")
+    def _can_be_split(self) -> TrainConfig:
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size: got {self.batch_size}; must be a multiple of processes ({self.processes})")
+        return self
+
+
+class Job(Frozen):
+    """What every rank is told."""
+
+    spec: FeedSpec
+    model: ModelConfig
+    config: TrainConfig
+    data: Path
+    out: Path
+    start_from: Path | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training."""
+
+    checkpoint: Path
+    step: int  # global batches trained
+    num_samples: int  # rows trained, epochs counted
+    loss: dict[str, float]  # per response, mean over the last logged steps
+    samples_per_s: float  # over this call, without start-up and checkpoints; 0 where nothing was left to do
+
+
+def train(
+    spec: FeedSpec,
+    model: ModelConfig,
+    config: TrainConfig,
+    data: str | Path,
+    out: str | Path,
+    progress: Progress = silent,
+    *,
+    resume: bool = False,
+    start_from: str | Path | None = None,
+) -> TrainResult:
+    """Train on `data/train` (docs/contracts/training.md) and leave a checkpoint in `out`.
+
+    Args:
+        spec: The declaration the data was made with.
+        model: Shape of the model.
+        config: How to train.
+        data: ETL folder.
+        out: Training folder; holds one run.
+        progress: Told (step, steps, "training").
+        resume: Continue an interrupted run of the same spec, configuration and data from its last checkpoint, to
+            the loss curve it would have had; begin where there is none; return at once where it is finished.
+        start_from: Checkpoint of an earlier run of the same spec to begin with instead of random values (a refresh);
+            rows a table has grown by begin at random.
+
+    Raises:
+        DataError: A file or column breaks the contract; said before any rank starts.
+        TrainError: `out` holds another run, a loss is not finite, or a rank failed.
+    """
+    data, out = Path(data).resolve(), Path(out).resolve()
+    capacity_rows(spec, data)
+    parts = open_split(spec, data, "train", Rows.columns(spec, config.weights == "ips"))
+    num_rows = sum(part.num_rows for part in parts)
+    if num_rows < config.processes:
+        raise TrainError(f"{data}: {num_rows} training rows for {config.processes} processes; use at most {num_rows}")
+    if torch.cuda.is_available() and torch.cuda.device_count() < config.processes:
+        raise TrainError(
+            f"processes: got {config.processes}; this host has {torch.cuda.device_count()} GPUs, one per process"
+        )
+    job = Job(
+        spec=spec,
+        model=model,
+        config=config,
+        data=data,
+        out=out,
+        start_from=Path(start_from).resolve() if start_from else None,
+    )
+    _check_out(job, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "logs").mkdir(exist_ok=True)
+    (out / "job.json").write_text(job.model_dump_json(indent=1) + "\n", "utf-8")
+    result = _launch(job, progress)
+    checkpoint = latest(out)
+    assert checkpoint is not None
+    return TrainResult(checkpoint=checkpoint, **result)
+
+
+def _check_out(job: Job, resume: bool) -> None:
+    path = latest(job.out)
+    if path is None:
+        (job.out / "curve.jsonl").unlink(missing_ok=True)
+        return
+    if not resume:
+        raise TrainError(f"{job.out}: already holds a training run; resume it (resume=True), or name another folder")
+    found = Checkpoint.read(path)
+    for what, got, wanted in (
+        ("spec", job.spec.digest, found.spec),
+        ("model", job.model, found.model),
+        ("configuration", job.config.model_dump(mode="json"), found.config),
+    ):
+        if got != wanted:
+            raise TrainError(
+                f"{path}: cannot resume with another {what}: got {got}, the run has {wanted}; use the run's, or another folder"
+            )
+
+
+def _launch(job: Job, progress: Progress) -> dict[str, Any]:
+    """Run all ranks to their end; rank 0's result."""
+    # The store listens on a port the system chose, before any rank looks for it: no race for a free one.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(job.config.processes),
+        "LOCAL_WORLD_SIZE": str(job.config.processes),
+        # Ranks set their own number of threads; OpenMP's spinning would take the cores from each other.
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.config.processes)),
+    }
+    result: dict[str, Any] = {}
+    with _ranks(job, environment) as (processes, reports):
+        failures: list[tuple[int, str]] = []
+        for report in _reports(processes, reports):
+            if "error" in report:
+                failures.append((report["rank"], report["error"]))
+            elif "result" in report:
+                result = report["result"]
+            else:
+                progress(report["step"], report["steps"], "training")
+        codes = [process.poll() for process in processes]
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            raise TrainError(
+                f"rank {rank} was killed by signal {-code} (9: often memory); train again with resume=True\n{_tail(job, rank)}"
+            )
+    if failures:
+        # The others fail after it, of its going.
+        raise TrainError(f"rank {failures[0][0]}: {failures[0][1]}")
+    for rank, code in enumerate(codes):
+        if code:
+            raise TrainError(f"rank {rank} ended with status {code}; its last lines:\n{_tail(job, rank)}")
+    return result
+
+
+@contextmanager
+def _ranks(job: Job, environment: dict[str, str]) -> Iterator[tuple[list[subprocess.Popen[bytes]], int]]:
+    """Start the ranks; none outlives the block, however it is left."""
+    reading, writing = os.pipe()
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(job.config.processes):
+            with (job.out / "logs" / f"rank-{rank}.log").open("wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-m",
+                            "sparsefeed.models.torchrec.rank",
+                            str(job.out / "job.json"),
+                            str(writing),
+                        ],
+                        env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        pass_fds=[writing],
+                    )
+                )
+        os.close(writing)
+        writing = -1
+        yield processes, reading
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+        for descriptor in (reading, writing):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _reports(processes: list[subprocess.Popen[bytes]], reading: int) -> Iterator[dict[str, Any]]:
+    """Reports in the order they were written, until all ranks ended or one failed."""
+    rest = b""
+    deadline = None
+    while True:
+        ended = all(process.poll() is not None for process in processes)
+        if select.select([reading], [], [], 0 if ended else 0.1)[0]:
+            chunk = os.read(reading, 65536)
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from map(json.loads, lines)
+            if chunk:
+                continue
+        if ended:
+            return
+        # After a failure the others get a second to say what they saw; one may wait for its peer for ever.
+        if deadline is None and any(process.poll() for process in processes):
+            deadline = time.monotonic() + 1
+        if deadline is not None and time.monotonic() > deadline:
+            return
+
+
+def _tail(job: Job, rank: int) -> str:
+    lines = (job.out / "logs" / f"rank-{rank}.log").read_text("utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-_LAST_LINES:])

@@ -1,0 +1,6 @@
+"""feed_transform: strings to keys, dense inputs and unknown flags (docs/contracts/request.md)."""
+
+from sparsefeed.workflows.serving.backend import python_model
+from sparsefeed.workflows.serving.steps.transform import TransformStep
+
+TritonPythonModel = python_model(TransformStep)

@@ -1,0 +1,79 @@
+"""Doctor: what this machine has, what sparsefeed will use of it, and why not the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+__all__ = ["Finding", "examine"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for."""
+
+    what: str
+    found: str  # version or description; "" if absent
+    used_for: str
+    why_not: str = ""
+
+
+def _package(name: str, used_for: str, mend: str) -> Finding:
+    try:
+        return Finding(name, importlib.metadata.version(name), used_for)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "", used_for, f"not installed; {mend}")
+
+
+def _gpu() -> Finding:
+    used_for = "ETL on LocalCUDACluster, training on NCCL"
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return Finding("GPU", "", used_for, "no nvidia-smi on PATH: everything runs on the CPU")
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        return Finding("GPU", "", used_for, f"nvidia-smi fails: {error}")
+    return Finding("GPU", "; ".join(answer.stdout.strip().splitlines()), used_for)
+
+
+def _module(name: str, used_for: str, mend: str) -> Finding:
+    found = importlib.util.find_spec(name) is not None
+    return Finding(name, "importable" if found else "", used_for, "" if found else f"not importable; {mend}")
+
+
+def _program(name: str, used_for: str, mend: str) -> Finding:
+    path = shutil.which(name)
+    return Finding(name, path or "", used_for, "" if path else f"not on PATH; {mend}")
+
+
+def examine() -> list[Finding]:
+    """Look for everything sparsefeed can use; never raises."""
+    from sparsefeed.workflows.serving.server import find_tritonserver
+
+    gpu_machine = "environment.yml is the environment for a GPU machine"
+    findings = [
+        Finding("Python", platform.python_version(), "everything"),
+        Finding("CPU", f"{os.cpu_count()} cores, {platform.machine()}", "everything"),
+        _gpu(),
+        _module("cudf", "ETL on GPU frames", gpu_machine),
+        _module("hugectr", "training on NVIDIA's trainer", "it comes in NVIDIA's container alone; TorchRec trains here"),
+        _package("nvtabular", "ETL", "make env"),
+        _package("dask", "ETL on many processes", "make env"),
+        _package("torch", "training", "make env"),
+        _package("torchrec", "sharded embedding tables", "make env"),
+        _package("onnxruntime", "the dense step of serving", "make env"),
+    ]
+    try:
+        findings.append(Finding("tritonserver", str(find_tritonserver()), "serving"))
+    except Exception as error:
+        findings.append(Finding("tritonserver", "", "serving", str(error)))
+    findings.append(_package("tritonclient", "FeedClient and perf_analyzer", "make env"))
+    findings.append(_program("redis-server", "the shared tier of the parameter server", "install Debian's redis-server"))
+    return findings

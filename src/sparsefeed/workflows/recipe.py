@@ -1,0 +1,51 @@
+"""Recipe: one YAML file that holds the FeedSpec and the settings of every stage.
+
+Settings live beside what they set (etl.config, models.config, serving.config); this module only joins them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from sparsefeed.errors import SpecError, did_you_mean
+from sparsefeed.etl.config import EtlConfig
+from sparsefeed.etl.simulate import SimulateConfig
+from sparsefeed.etl.spec import FeedSpec, Frozen, validate
+from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.workflows.serving.config import ServingConfig
+
+__all__ = ["Recipe", "load_recipe", "recipe_names"]
+
+_FOLDER = Path(__file__).parent / "recipes"
+
+
+class Recipe(Frozen):
+    """A feed and how to simulate, prepare, train and serve it."""
+
+    feed: FeedSpec
+    simulate: SimulateConfig | None = None  # None: the logs are real
+    etl: EtlConfig = EtlConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    serving: ServingConfig = ServingConfig()
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with sparsefeed."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A recipe by its name or file; SpecError names the file, the key, what was got and what is allowed."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = _FOLDER / f"{name_or_path}.yaml"
+        if not path.exists():
+            raise SpecError(f'recipe "{name_or_path}" is not there{did_you_mean(name_or_path, recipe_names())}; or give a .yaml file')
+    try:
+        value = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: not readable as YAML: {error}") from error
+    return validate(Recipe, value, where=str(path))

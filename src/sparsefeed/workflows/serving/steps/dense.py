@@ -1,0 +1,122 @@
+"""DenseStep: vectors and dense inputs -> probabilities and the score, by onnxruntime.
+
+Notable: onnxruntime is imported when a bundle is opened, so that importing the steps needs numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsefeed.errors import BundleError, RequestError
+from sparsefeed.etl.plan import ServingPlan
+from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
+
+__all__ = ["DenseRequest", "DenseStep"]
+
+# Inputs of dense.onnx by name -> float32 [n, R].
+Graph = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class DenseRequest:
+    """Inputs of dense.onnx for `num_members` members and their candidates."""
+
+    num_members: int
+    inputs: dict[str, NDArray[Any]]
+
+
+class DenseStep(Step[DenseRequest]):
+    """OUTPUT0 and what feed_transform passes on -> `probability` [n, R] and `score` [n]."""
+
+    name = "feed_dense"
+
+    def __init__(self, bundle: str, plan: ServingPlan, graph: Graph) -> None:
+        super().__init__(bundle)
+        self._plan = plan
+        self._graph = graph
+        self._weights = np.array(plan.score_weights, np.float32)
+
+    @classmethod
+    def open(cls, parameters: Mapping[str, str]) -> DenseStep:
+        """Load a bundle's dense.onnx; parameter `threads` is onnxruntime's."""
+        import onnxruntime
+
+        folder = Path(parameters["folder"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(parameters["threads"])
+        options.inter_op_num_threads = 1
+        path = folder / "dense.onnx"
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own tree of errors is not public
+            raise BundleError(f"{path}: not loadable by onnxruntime: {error}; export the bundle again") from error
+
+        def graph(inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+            (probability,) = session.run(["probability"], inputs)
+            return np.asarray(probability, np.float32)
+
+        return cls(parameters["bundle"], ServingPlan.load(folder / "transform" / "plan.json"), graph)
+
+    def check(self, request: Tensors) -> DenseRequest:
+        """Cut OUTPUT0 into the vectors of each lookup; nothing is copied."""
+        index = require(request, "member_index", np.int64, 1)
+        if len(index) == 0 or index.min() < 0:
+            raise RequestError(
+                f"member_index: got {len(index)} candidates from {index[:1]}; must be one or more, from 0"
+            )
+        rows = {"member": int(index.max()) + 1, "candidate": len(index)}
+        inputs: dict[str, NDArray[Any]] = {}
+        for side, plan in (("member", self._plan.member_dense), ("candidate", self._plan.candidate_dense)):
+            if plan.names:
+                dense = require(request, f"{side}_dense", np.float32, 2)
+                inputs[f"{side}_dense"] = _shaped(f"{side}_dense", dense, (rows[side], len(plan.names)))
+        inputs["member_index"] = index
+        vectors = self._cut(require(request, "OUTPUT0", np.float32, 1), rows)
+        for item in self._plan.lookups:
+            inputs[f"emb_{item.name}"] = vectors[item.name]
+            if item.kind != "id":
+                name = f"len_{item.name}"
+                inputs[name] = _shaped(name, require(request, name, np.int64, 1), (rows[item.side],))
+        return DenseRequest(rows["member"], inputs)
+
+    def compute(self, requests: Sequence[DenseRequest]) -> list[Tensors]:
+        """Join members and candidates, run the graph once, cut the result by request."""
+        inputs = requests[0].inputs
+        if len(requests) > 1:
+            inputs = {name: np.concatenate([request.inputs[name] for request in requests]) for name in inputs}
+            first = np.cumsum([0, *(request.num_members for request in requests[:-1])])
+            inputs["member_index"] = np.concatenate(
+                [request.inputs["member_index"] + start for request, start in zip(requests, first, strict=True)]
+            )
+        probability = self._graph(inputs)
+        score = probability @ self._weights
+        ends = np.cumsum([len(request.inputs["member_index"]) for request in requests])[:-1]
+        return [
+            {"probability": part, "score": total}
+            for part, total in zip(np.split(probability, ends), np.split(score, ends), strict=True)
+        ]
+
+    def _cut(self, flat: NDArray[np.float32], rows: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
+        """Per lookup float32 [rows, d] or [rows, L, d], views of the flat table-major vectors."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for table in self._plan.tables:
+            for item in self._plan.lookups:
+                if item.table == table.name:
+                    lists = () if item.kind == "id" else (item.max_length,)
+                    shapes[item.name] = (rows[item.side], *lists, table.dim)
+        sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        _shaped("OUTPUT0", flat, (sum(sizes),))
+        parts = np.split(flat, np.cumsum(sizes)[:-1])
+        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _shaped(name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if tensor.shape != shape:
+        raise RequestError(f"{name}: got shape {list(tensor.shape)}; must be {list(shape)} as member_index says")
+    return tensor

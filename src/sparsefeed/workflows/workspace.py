@@ -1,0 +1,64 @@
+"""Workspace: where a run keeps what it makes. One folder, a room for each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Workspace"]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below the run's root folder (default `artifacts/`)."""
+
+    root: Path
+
+    @property
+    def logs(self) -> Path:
+        """Simulated logs (real ones are given by --logs)."""
+        return self.root / "logs"
+
+    @property
+    def etl(self) -> Path:
+        """Training parquet and fitted artefacts."""
+        return self.root / "etl"
+
+    def training(self, weights: str) -> Path:
+        """Checkpoints and learning curve of a training run, by its weights ("ips" or "none")."""
+        return self.root / "training" / weights
+
+    @property
+    def evaluation(self) -> Path:
+        """Quality of the models, as JSON."""
+        return self.root / "evaluation.json"
+
+    @property
+    def bundles(self) -> Path:
+        """`versions/` and `current`."""
+        return self.root / "bundles"
+
+    @property
+    def triton_repo(self) -> Path:
+        """Deployable Triton model folders."""
+        return self.root / "triton_repo"
+
+    @property
+    def server_log(self) -> Path:
+        """What tritonserver printed."""
+        return self.root / "tritonserver.log"
+
+    @property
+    def bench(self) -> Path:
+        """Latency measurements, as JSON."""
+        return self.root / "bench.json"
+
+    @property
+    def ranking(self) -> Path:
+        """One feed before and after ranking, as JSON."""
+        return self.root / "ranking.json"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.root / "report.html"

@@ -21,7 +21,7 @@ def logs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def etl_folder(logs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ETL's result for them, on a real two-worker Dask cluster: trained on two days, evaluated on one."""
-    from sparsefeed.etl.workflow import run
+    from sparsefeed.etl.pipeline import run
 
     out = tmp_path_factory.mktemp("run") / "etl"
     run(logs.spec(), logs_folder, out, CONFIG)

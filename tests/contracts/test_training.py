@@ -65,14 +65,20 @@ def test_1_labels_are_the_logs(train: pd.DataFrame, raw: pd.DataFrame) -> None:
 
 
 def test_2_dense_features_are_filled_logged_and_standardised(train: pd.DataFrame, raw: pd.DataFrame) -> None:
-    for name, fill, log in (("member_activity", 0.0, True), ("post_age_hours", 12.0, True), ("post_length", 0.0, False)):
+    for name, fill, log in (
+        ("member_activity", 0.0, True),
+        ("post_age_hours", 12.0, True),
+        ("post_length", 0.0, False),
+    ):
         values = raw.loc[train.index, name].fillna(fill).to_numpy(np.float64)
         values = np.log1p(np.maximum(values, 0)) if log else values
         expected = (values - values.mean()) / values.std(ddof=1)
-        np.testing.assert_allclose(train[name], expected, atol=2e-6)
+        np.testing.assert_allclose(train[name], expected, atol=1e-5)  # Merlin sums moments in float32
 
 
-def test_3_every_id_reads_its_own_row_and_decodes_to_its_string(etl_folder: Path, train: pd.DataFrame, raw: pd.DataFrame) -> None:
+def test_3_every_id_reads_its_own_row_and_decodes_to_its_string(
+    etl_folder: Path, train: pd.DataFrame, raw: pd.DataFrame
+) -> None:
     capacity = json.loads((etl_folder / "etl.json").read_text())["capacity_rows"]
     for name, name_of_table in (("member_id", "member"), ("post_id", "post"), ("creator_id", "creator")):
         assert train[name].between(1, capacity[name_of_table] - 1).all()
@@ -105,9 +111,13 @@ def test_5_the_context_is_the_logs(train: pd.DataFrame, raw: pd.DataFrame) -> No
     assert train["random"].tolist() == raw.loc[train.index, "_random"].tolist()
 
 
-def reference_history(raw: pd.DataFrame, row: pd.Series, item: str, response: str, max_length: int, until: int) -> list[str]:
+def reference_history(
+    raw: pd.DataFrame, row: pd.Series, item: str, response: str, max_length: int, until: int
+) -> list[str]:
     moment = raw[f"t_{response}"]
-    events = raw[(raw.member_id.astype(str) == row.member_id) & (moment > 0) & (moment < row._time) & (raw._time < until)]
+    events = raw[
+        (raw.member_id.astype(str) == row.member_id) & (moment > 0) & (moment < row._time) & (raw._time < until)
+    ]
     return [str(i) for i in events.sort_values(f"t_{response}")[item].tolist()[::-1][:max_length]]
 
 

@@ -102,7 +102,9 @@ def _renamed(path: Path) -> pa.Table:
         ("time", pa.array(["today"] * 120), r'column "time" is string; it must be timestamp'),
     ],
 )
-def test_a_wrong_type_is_named_before_anything_is_read(folder: Path, column: str, values: pa.Array, message: str) -> None:
+def test_a_wrong_type_is_named_before_anything_is_read(
+    folder: Path, column: str, values: pa.Array, message: str
+) -> None:
     logs.change(folder / "impressions" / FIRST, **{column: values})
     with pytest.raises(DataError, match=message):
         LogFolder.open(folder, SPEC)
@@ -150,8 +152,7 @@ def test_a_folder_without_impressions_is_an_error(tmp_path: Path) -> None:
 
 def test_string_impression_ids_and_millisecond_times_read_the_same(folder: Path) -> None:
     before = read(folder)
-    for kind in ("impressions", "actions"):
-        path = folder / kind / FIRST
+    for path in sorted(folder.glob("*/*/*.parquet")):
         table = pq.read_table(path)
         logs.change(
             path,
@@ -161,3 +162,10 @@ def test_string_impression_ids_and_millisecond_times_read_the_same(folder: Path)
     after = read(folder)
     assert after["y_like"].tolist() == before["y_like"].tolist()
     assert after["_time"].tolist() == before["_time"].tolist()
+
+
+def test_impression_ids_of_two_types_are_refused(folder: Path) -> None:
+    path = folder / "impressions" / FIRST
+    logs.change(path, impression_id=pq.read_table(path)["impression_id"].cast(pa.string()))
+    with pytest.raises(DataError, match=r'"impression_id" is text in some files and integer in others'):
+        LogFolder.open(folder, SPEC)

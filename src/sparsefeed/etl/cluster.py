@@ -26,7 +26,9 @@ def use_gpu(config: ClusterConfig) -> bool:
             raise ImportError("no CUDA device")
     except Exception as error:  # cupy raises its own errors without a driver
         if config.gpu:
-            raise ToolError(f"cluster.gpu is true, but cuDF cannot be used: {error}; install environment.yml on a GPU machine") from error
+            raise ToolError(
+                f"cluster.gpu is true, but cuDF cannot be used: {error}; install environment.yml on a GPU machine"
+            ) from error
         return False
     return True
 

@@ -26,7 +26,18 @@ from numpy.typing import NDArray
 from sparsefeed.errors import BadFileError, DataError, did_you_mean
 from sparsefeed.etl.spec import Actions, FeedSpec, IdFeature, IdListFeature
 
-__all__ = ["IMPRESSION", "POSITION", "RANDOM", "SURFACE", "TIME", "LogFile", "LogFolder", "ReadImpressions", "event_time", "label"]
+__all__ = [
+    "IMPRESSION",
+    "POSITION",
+    "RANDOM",
+    "SURFACE",
+    "TIME",
+    "LogFile",
+    "LogFolder",
+    "ReadImpressions",
+    "event_time",
+    "label",
+]
 
 TIME, POSITION, SURFACE, RANDOM, IMPRESSION = "_time", "_position", "_surface", "_random", "impression_id"
 _DAY = re.compile(r"day=(\d{4}-\d{2}-\d{2})$")
@@ -65,14 +76,20 @@ class LogFolder:
         impressions = _files(root / "impressions")
         actions = _files(root / "actions") if spec.logs.actions else ()
         if not impressions:
-            raise DataError(f"{root / 'impressions'}: no day=YYYY-MM-DD/*.parquet; point --logs at a folder with impressions/ in it")
+            raise DataError(
+                f"{root / 'impressions'}: no day=YYYY-MM-DD/*.parquet; point --logs at a folder with impressions/ in it"
+            )
         types = {_check(file.path, _impression_columns(spec)).field(spec.logs.impression).type for file in impressions}
         if spec.logs.actions:
             for file in actions:
-                types.add(_check(file.path, _action_columns(spec.logs.actions)).field(spec.logs.actions.impression).type)
+                types.add(
+                    _check(file.path, _action_columns(spec.logs.actions)).field(spec.logs.actions.impression).type
+                )
         text = [not pa.types.is_integer(dtype) for dtype in types]
         if any(text) and not all(text):
-            raise DataError(f'{root}: column "{spec.logs.impression}" is text in some files and integer in others; write them alike')
+            raise DataError(
+                f'{root}: column "{spec.logs.impression}" is text in some files and integer in others; write them alike'
+            )
         return cls(root, impressions, actions, any(text))
 
     @property
@@ -129,15 +146,16 @@ def _is(kind: str, dtype: pa.DataType) -> bool:
     text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
     whole = pa.types.is_integer(dtype)
     if kind == "strings":
-        return (pa.types.is_list(dtype) or pa.types.is_large_list(dtype)) and _is("string", dtype.value_type)
-    return {
+        return bool(pa.types.is_list(dtype) or pa.types.is_large_list(dtype)) and _is("string", dtype.value_type)
+    allowed: dict[str, bool] = {
         "string": text,
         "id": text or whole,
         "integer": whole,
         "number": whole or pa.types.is_floating(dtype),
         "label": pa.types.is_boolean(dtype) or whole or pa.types.is_floating(dtype),
         "time": pa.types.is_timestamp(dtype) or pa.types.is_int64(dtype),
-    }[kind]
+    }
+    return allowed[kind]
 
 
 _MEANING = {
@@ -158,7 +176,9 @@ def _check(path: Path, wanted: Kinds) -> pa.Schema:
         raise BadFileError(path, f"not readable as parquet ({error}); write the file again or take it out") from error
     for name, kind in wanted.items():
         if name not in schema.names:
-            raise DataError(f'{path}: column "{name}" is missing{did_you_mean(name, schema.names)}; mend the file or the recipe')
+            raise DataError(
+                f'{path}: column "{name}" is missing{did_you_mean(name, schema.names)}; mend the file or the recipe'
+            )
         if not _is(kind, schema.field(name).type):
             raise DataError(f'{path}: column "{name}" is {schema.field(name).type}; it must be {_MEANING[kind]}')
     return schema
@@ -248,7 +268,9 @@ class ReadImpressions:
             else np.zeros(len(table), np.int32)
         )
         frame[SURFACE] = (
-            table.column(logs.surface).to_pandas() if logs.surface else pd.Categorical.from_codes(np.zeros(len(table), np.int8), ["all"])
+            table.column(logs.surface).to_pandas()
+            if logs.surface
+            else pd.Categorical.from_codes(np.zeros(len(table), np.int8), ["all"])
         )
         frame[RANDOM] = _random(file.path, spec, table)
         frame[IMPRESSION] = impression.to_pandas()
@@ -271,7 +293,9 @@ def _first_of_repeated(table: pa.Table, impression: str) -> pa.Table:
 def _no_nulls(path: Path, name: str, convert: Any, table: pa.Table) -> NDArray[Any]:
     column = table.column(name)
     if column.null_count:
-        raise DataError(f'{path}: column "{name}" has {column.null_count} nulls of {len(column)} rows; every impression needs one')
+        raise DataError(
+            f'{path}: column "{name}" has {column.null_count} nulls of {len(column)} rows; every impression needs one'
+        )
     return np.asarray(convert(column))
 
 
@@ -290,11 +314,15 @@ def _random(path: Path, spec: FeedSpec, table: pa.Table) -> NDArray[np.int8]:
     known = {spec.sessions.random, spec.sessions.production}
     for value in pc.unique(column.cast(pa.string())).to_pylist():
         if value not in known:
-            raise DataError(f'{path}: column "{spec.sessions.column}" holds {value!r}; allowed: {sorted(known)} (sessions in the recipe)')
+            raise DataError(
+                f'{path}: column "{spec.sessions.column}" holds {value!r}; allowed: {sorted(known)} (recipe: sessions)'
+            )
     return np.asarray(pc.equal(column.cast(pa.string()), spec.sessions.random).to_numpy()).astype(np.int8)
 
 
-def _join(impression: pa.ChunkedArray, files: Sequence[LogFile], day: date, spec: FeedSpec) -> dict[str, NDArray[np.int64]]:
+def _join(
+    impression: pa.ChunkedArray, files: Sequence[LogFile], day: date, spec: FeedSpec
+) -> dict[str, NDArray[np.int64]]:
     """Per action response, the first action's time of each impression in ms, 0 for none."""
     actions = spec.logs.actions
     assert actions is not None

@@ -71,9 +71,12 @@ class SnapshotSide:
 
         def open_array(name: str) -> NDArray:
             try:
-                return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                array: NDArray = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise BundleError(f"{folder / name}.npy: not a readable array: {error}; export the bundle again") from error
+                raise BundleError(
+                    f"{folder / name}.npy: not a readable array: {error}; export the bundle again"
+                ) from error
+            return array
 
         return cls(
             keys=open_array("keys"),
@@ -119,7 +122,9 @@ class Snapshot:
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}; this version reads {FORMAT}")
             sides = {
-                name: SnapshotSide.load(Path(folder) / name, header["sides"][name]["ids"], header["sides"][name]["lists"])
+                name: SnapshotSide.load(
+                    Path(folder) / name, header["sides"][name]["ids"], header["sides"][name]["lists"]
+                )
                 for name in ("member", "post")
             }
             return cls(sides["member"], sides["post"], header["as_of"], header["key_seed"], header["spec_digest"])

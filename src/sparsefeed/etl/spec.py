@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -148,7 +149,7 @@ class Ips(Frozen):
 
     @model_validator(mode="after")
     def _edges_rise(self) -> Ips:
-        if not self.position_edges or any(b <= a for a, b in zip(self.position_edges, self.position_edges[1:], strict=False)):
+        if not self.position_edges or any(b <= a for a, b in pairwise(self.position_edges)):
             raise ValueError(f"position_edges: got {list(self.position_edges)}; must be one or more rising integers")
         return self
 
@@ -236,53 +237,73 @@ class FeedSpec(Frozen):
         return tuple(f for f in self.lookups if self.table_of(f).name == table)
 
     @model_validator(mode="after")
-    def _can_be_built(self) -> FeedSpec:
-        for kind, names in (
-            ("tables", [t.name for t in self.tables]),
-            ("features", [f.name for f in self.features]),
-            ("responses", [r.name for r in self.responses]),
-        ):
+    def _names_are_unique(self) -> FeedSpec:
+        for kind in ("tables", "features", "responses"):
+            names = [part.name for part in getattr(self, kind)]
             for i, name in enumerate(names):
                 if name in names[:i]:
                     raise ValueError(f'{kind}[{i}].name: "{name}" is declared twice; give each its own name')
-        tables = {t.name for t in self.tables}
-        features = {f.name: f for f in self.features}
-        responses = {r.name for r in self.responses}
-        used: set[str] = set()
+        return self
+
+    @model_validator(mode="after")
+    def _tables_are_declared_and_read(self) -> FeedSpec:
+        names = [table.name for table in self.tables]
+        read = {f.table for f in self.features if isinstance(f, IdFeature | IdListFeature)}
         for i, feature in enumerate(self.features):
-            where = f"features[{i}]"
-            if isinstance(feature, HistoryFeature):
-                item = features.get(feature.of)
-                candidates = [f.name for f in self.features if isinstance(f, IdFeature) and f.side == "candidate"]
-                if not isinstance(item, IdFeature) or item.side != "candidate":
-                    raise ValueError(f'{where}.of: "{feature.of}" is not an id feature of the candidate{did_you_mean(feature.of, candidates)}')
-                if feature.response not in responses:
-                    raise ValueError(f'{where}.response: "{feature.response}" is not a response{did_you_mean(feature.response, responses)}')
-                if self.logs.member is None:
-                    raise ValueError(f"{where}: a history needs logs.member; name the member's id feature or drop the history")
-            elif not isinstance(feature, DenseFeature):
-                if feature.table not in tables:
-                    raise ValueError(f'{where}.table: "{feature.table}" is not a table{did_you_mean(feature.table, tables)}')
-                used.add(feature.table)
-        for i, table in enumerate(self.tables):
-            if table.name not in used:
-                raise ValueError(f'tables[{i}]: no feature reads "{table.name}"; drop it or name it in a feature')
-        for field, name, side in (("member", self.logs.member, "member"), ("post", self.logs.post, "candidate")):
-            if name is None:
+            if isinstance(feature, IdFeature | IdListFeature) and feature.table not in names:
+                hint = did_you_mean(feature.table, names)
+                raise ValueError(f'features[{i}].table: "{feature.table}" is not a table{hint}')
+        for i, name in enumerate(names):
+            if name not in read:
+                raise ValueError(f'tables[{i}]: no feature reads "{name}"; drop it or name it in a feature')
+        return self
+
+    @model_validator(mode="after")
+    def _histories_can_be_built(self) -> FeedSpec:
+        items = self._ids_of("candidate")
+        responses = [response.name for response in self.responses]
+        for i, feature in enumerate(self.features):
+            if not isinstance(feature, HistoryFeature):
                 continue
-            feature_or_none = features.get(name)
-            if not isinstance(feature_or_none, IdFeature) or feature_or_none.side != side:
-                ids = [f.name for f in self.features if isinstance(f, IdFeature) and f.side == side]
+            if feature.of not in items:
+                hint = did_you_mean(feature.of, items)
+                raise ValueError(f'features[{i}].of: "{feature.of}" is not an id feature of the candidate{hint}')
+            if feature.response not in responses:
+                hint = did_you_mean(feature.response, responses)
+                raise ValueError(f'features[{i}].response: "{feature.response}" is not a response{hint}')
+            if self.logs.member is None:
+                raise ValueError(
+                    f"features[{i}]: a history needs logs.member; name the member's id or drop the history"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _logs_fit_the_features(self) -> FeedSpec:
+        sides: tuple[tuple[str, str | None, Side], ...] = (
+            ("member", self.logs.member, "member"),
+            ("post", self.logs.post, "candidate"),
+        )
+        for field, name, side in sides:
+            ids = self._ids_of(side)
+            if name is not None and name not in ids:
                 raise ValueError(f'logs.{field}: "{name}" is not an id feature of the {side}{did_you_mean(name, ids)}')
         for i, response in enumerate(self.responses):
             if response.column is None and self.logs.actions is None:
-                raise ValueError(f'responses[{i}]: "{response.name}" has no column and logs.actions is not declared; give one of them')
-        if self.ips != "none":
-            if self.sessions is None:
-                raise ValueError("ips: needs sessions (which column tells random from production); declare sessions or set ips: none")
-            if self.logs.position is None:
-                raise ValueError("ips: needs logs.position; name the position column or set ips: none")
+                raise ValueError(
+                    f'responses[{i}]: "{response.name}" has no column and there are no logs.actions; give one of them'
+                )
         return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_built(self) -> FeedSpec:
+        if self.ips != "none" and self.sessions is None:
+            raise ValueError("ips: needs sessions (what tells random from production); declare them or set ips: none")
+        if self.ips != "none" and self.logs.position is None:
+            raise ValueError("ips: needs logs.position; name the position column or set ips: none")
+        return self
+
+    def _ids_of(self, side: Side) -> list[str]:
+        return [f.name for f in self.features if isinstance(f, IdFeature) and f.side == side]
 
 
 def side_of(feature: Feature) -> Side:
@@ -332,7 +353,9 @@ def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
         if part in kind_to_model:
             models = [kind_to_model[part]]
             continue
-        found = [m for owner in models if part in owner.model_fields for m in _models_in(owner.model_fields[part].annotation)]
+        found = [
+            m for owner in models if part in owner.model_fields for m in _models_in(owner.model_fields[part].annotation)
+        ]
         models = found or models
     return {key for m in models for key in m.model_fields}
 

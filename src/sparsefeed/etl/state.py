@@ -77,7 +77,9 @@ class SideState:
     ) -> SideState:
         """The last row of every key."""
         keys, index = latest(key, time_ms, tie)
-        return cls(keys, time_ms[index], tie[index], dense[index], {name: column.take(index) for name, column in ids.items()})
+        return cls(
+            keys, time_ms[index], tie[index], dense[index], {name: column.take(index) for name, column in ids.items()}
+        )
 
     @classmethod
     def merge(cls, parts: Sequence[SideState]) -> SideState:

@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def constant(labels_NR: Floats, weights_NR: Floats, num_rows: int) -> Floats:
-    """The weighted rate of each response, for every row: [num_rows, R]."""
+    """Predict the weighted rate of each response for every row: [num_rows, R]."""
     rates_R = np.average(labels_NR.astype(np.float64), axis=0, weights=weights_NR)
     return np.broadcast_to(rates_R.astype(np.float32), (num_rows, labels_NR.shape[1])).copy()
 

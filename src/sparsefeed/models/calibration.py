@@ -18,7 +18,7 @@ from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 
 __all__ = ["MAX_LOGIT", "Calibration", "Platt"]
 
-# sigmoid of 15 is 1 - 3.1e-7 and of -15 is 3.1e-7: strictly inside (0, 1) in float32 with room for any runtime's rounding.
+# sigmoid of 15 is 1 - 3.1e-7: strictly inside (0, 1) in float32, with room for any runtime's rounding.
 MAX_LOGIT = 15.0
 
 _NEWTON_STEPS = 50
@@ -38,7 +38,7 @@ class Calibration(Frozen):
 
     @classmethod
     def identity(cls, spec: FeedSpec) -> Calibration:
-        """The calibration that leaves every logit as it is."""
+        """Leave every logit as it is."""
         return cls(responses={response.name: Platt() for response in spec.responses})
 
     @classmethod

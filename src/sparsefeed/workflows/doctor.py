@@ -63,7 +63,9 @@ def examine() -> list[Finding]:
         Finding("CPU", f"{os.cpu_count()} cores, {platform.machine()}", "everything"),
         _gpu(),
         _module("cudf", "ETL on GPU frames", gpu_machine),
-        _module("hugectr", "training on NVIDIA's trainer", "it comes in NVIDIA's container alone; TorchRec trains here"),
+        _module(
+            "hugectr", "training on NVIDIA's trainer", "it comes in NVIDIA's container alone; TorchRec trains here"
+        ),
         _package("nvtabular", "ETL", "make env"),
         _package("dask", "ETL on many processes", "make env"),
         _package("torch", "training", "make env"),
@@ -75,5 +77,7 @@ def examine() -> list[Finding]:
     except Exception as error:
         findings.append(Finding("tritonserver", "", "serving", str(error)))
     findings.append(_package("tritonclient", "FeedClient and perf_analyzer", "make env"))
-    findings.append(_program("redis-server", "the shared tier of the parameter server", "install Debian's redis-server"))
+    findings.append(
+        _program("redis-server", "the shared tier of the parameter server", "install Debian's redis-server")
+    )
     return findings

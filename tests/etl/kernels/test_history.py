@@ -23,7 +23,11 @@ def sorted_events(events: list[tuple[int, int, int]]) -> Events:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(event, max_size=40), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 14)), min_size=1, max_size=20), st.integers(1, 5))
+@given(
+    st.lists(event, max_size=40),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 14)), min_size=1, max_size=20),
+    st.integers(1, 5),
+)
 def test_a_history_is_what_the_reference_says(
     events: list[tuple[int, int, int]], queries: list[tuple[int, int]], max_length: int
 ) -> None:

@@ -20,7 +20,9 @@ def rows(seed: int, n: int = 4000) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     return surface, bucket, is_random, y
 
 
-def weights(surface: NDArray, bucket: NDArray, is_random: NDArray, y: NDArray, **options: float) -> tuple[NDArray, ips.IpsTable]:
+def weights(
+    surface: NDArray, bucket: NDArray, is_random: NDArray, y: NDArray, **options: float
+) -> tuple[NDArray, ips.IpsTable]:
     table = ips.weigh(ips.count(surface, bucket, is_random, y, 2, 3), **options)
     return table.weight[ips.cells(surface, bucket, is_random, y, table.covered)], table
 
@@ -102,4 +104,6 @@ def test_positions_fall_into_the_bucket_that_begins_at_or_before_them() -> None:
 
 def test_a_surface_unseen_in_the_fit_is_not_covered() -> None:
     table = ips.weigh(np.array([[[[20, 20], [8, 2]]]]))
-    assert ips.cells(np.array([-1, 0]), np.zeros(2, int), np.zeros(2, bool), np.ones(2, bool), table.covered).tolist() == [0, 2]
+    assert ips.cells(
+        np.array([-1, 0]), np.zeros(2, int), np.zeros(2, bool), np.ones(2, bool), table.covered
+    ).tolist() == [0, 2]

@@ -93,7 +93,12 @@ class Base:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Name the arrays as they are saved; fingerprints of 64 bits are the keys and are not written twice."""
         function = self.function
-        arrays = {"parts": function.parts, "pilots": function.pilots, "spill": function.spill, "keys": self.keys}
+        arrays: dict[str, NDArray[Any]] = {
+            "parts": function.parts,
+            "pilots": function.pilots,
+            "spill": function.spill,
+            "keys": self.keys,
+        }
         return arrays if self.fingerprints.itemsize == 8 else {**arrays, "fingerprints": self.fingerprints}
 
     @classmethod
@@ -104,8 +109,8 @@ class Base:
         parts, pilots, spill = arrays["parts"], arrays["pilots"], arrays["spill"]
         # The kernels check no bounds.
         fits = (
-            (keys.dtype, fingerprints.dtype, parts.dtype) == (np.uint64, f"uint{fingerprint_bits}", np.uint64)
-            and (pilots.dtype, spill.dtype) == (np.uint8, np.uint16)
+            [a.dtype.name for a in (keys, parts, pilots, spill)] == ["uint64", "uint64", "uint8", "uint16"]
+            and fingerprints.dtype.name == f"uint{fingerprint_bits}"
             and (keys.ndim, pilots.ndim, spill.ndim, parts.shape[1:]) == (1, 1, 1, (3,))
             and fingerprints.shape == keys.shape
             and len(parts) >= 2

@@ -129,7 +129,7 @@ class IdMap:
         tail_rows: int,
         fingerprint_bits: int,
     ) -> IdMap:
-        """Make a map of unique keys; of a collision the first string takes the key's row, the others rows at the end."""
+        """Make a map of unique keys; the first string of a collision takes the key's row, the others new ones."""
         base = Base.build(keys, fingerprint_bits)
         first_row = FIRST_TAIL_ROW + tail_rows
         num_rows = first_row + len(keys)

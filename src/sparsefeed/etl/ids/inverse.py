@@ -74,7 +74,8 @@ class Inverse:
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.first_row + num_strings):
             wrong = rows[(rows < 0) | (rows >= self.first_row + num_strings)][0]
             raise IdError(
-                f"inverse/{self.table}: row {wrong} is not in [0, {self.first_row + num_strings}); decode this map's rows"
+                f"inverse/{self.table}: row {wrong} is not in [0, {self.first_row + num_strings}); "
+                "decode the rows of the map this inverse was built for"
             )
         places = np.maximum(rows - self.first_row, 0)
         if num_strings == 0:

@@ -41,6 +41,7 @@ _SLOT_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _U32 = np.uint64(32)
 _NO_PART = -1
+_NEVER = np.int32(2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,8 @@ def _place(
     waiting = np.argsort(starts[1:] - starts[:-1], kind="mergesort").astype(np.int32)
     depth = num_buckets
     evictions_left = 8 * num_buckets + 64
-    recent = np.full(16, -1, np.int32)
+    # A bucket that evicted another is itself safe for 16 evictions, so that two do not chase each other for ever.
+    safe_until = np.full(num_buckets, _NEVER, np.int32)
     rotation = np.uint64(1)
     while depth:
         depth -= 1
@@ -311,7 +313,9 @@ def _place(
         pilot = _free_pilot(grouped, first, last, salt, taken)
         if pilot < 0:
             rotation = rotation * _MIX_1 + _GOLDEN
-            pilot = _cheapest_pilot(grouped, starts, bucket, salt, owners, recent, rotation >> np.uint64(56))
+            pilot = _cheapest_pilot(
+                grouped, starts, bucket, salt, owners, safe_until, evictions_left, rotation >> np.uint64(56)
+            )
             if pilot < 0:
                 return False
             for i in range(first, last):
@@ -327,7 +331,7 @@ def _place(
                 evictions_left -= 1
             if evictions_left < 0:
                 return False
-            recent[evictions_left & 15] = bucket
+            safe_until[bucket] = evictions_left - 16
         pilots[bucket] = pilot
         for i in range(first, last):
             slot = slot_of(grouped[i], np.uint64(pilot), salt, num_slots)
@@ -373,10 +377,11 @@ def _cheapest_pilot(
     bucket: int,
     salt: np.uint64,
     owners: NDArray[np.int32],
-    recent: NDArray[np.int32],
+    safe_until: NDArray[np.int32],
+    evictions_left: int,
     rotation: np.uint64,
 ) -> int:
-    """Find the pilot that evicts the least (sum of squared sizes), none of the recently placed; -1 if there is none."""
+    """Find the pilot that evicts the least (sum of squared sizes), none of those that evicted lately; -1 if there is none."""
     num_slots = np.uint64(len(owners))
     best, best_cost = np.int64(-1), np.int64(2**62)
     for turn in range(256):
@@ -388,10 +393,9 @@ def _cheapest_pilot(
                 continue
             size = np.int64(starts[owner + 1] - starts[owner])
             cost += size * size
-            if (recent == owner).any():
+            if cost >= best_cost or safe_until[owner] < evictions_left:
                 cost = best_cost
-            if cost >= best_cost:
                 break
         if cost < best_cost and not _alike(grouped, starts[bucket], starts[bucket + 1], pilot, salt, num_slots):
             best, best_cost = pilot, cost
-    return best
+    return int(best)

@@ -71,7 +71,11 @@ def _side(part: DataFrameType, spec: FeedSpec, key: NDArray[np.uint64], side: Si
     if len(state.key) and state.key[0] == 0:  # null ids sort first and are nobody
         rest = np.arange(1, len(state.key))
         state = SideState(
-            state.key[1:], state.time_ms[1:], state.tie[1:], state.dense[1:], {n: c.take(rest) for n, c in state.ids.items()}
+            state.key[1:],
+            state.time_ms[1:],
+            state.tie[1:],
+            state.dense[1:],
+            {n: c.take(rest) for n, c in state.ids.items()},
         )
     return state
 
@@ -79,7 +83,9 @@ def _side(part: DataFrameType, spec: FeedSpec, key: NDArray[np.uint64], side: Si
 def collect(part: DataFrameType, spec: FeedSpec) -> Partial:
     """Events and state of one partition."""
     num_rows = len(part)
-    member = keys_of(part[spec.logs.member], spec.key_seed).values if spec.logs.member else np.zeros(num_rows, np.uint64)
+    member = (
+        keys_of(part[spec.logs.member], spec.key_seed).values if spec.logs.member else np.zeros(num_rows, np.uint64)
+    )
     events = {}
     for of, response in sorted({(h.of, h.response) for h in spec.histories}):
         moment = frame.numpy(part[event_time(response)])
@@ -143,7 +149,9 @@ class History(StatOperator):
         as_of_ms = dask_stats.end_ms + 1
         members = dask_stats.member.key
         now = np.full(len(members), as_of_ms, np.int64)
-        histories = {h.name: as_of(self.events[h.of, h.response], members, now, h.max_length) for h in self.spec.histories}
+        histories = {
+            h.name: as_of(self.events[h.of, h.response], members, now, h.max_length) for h in self.spec.histories
+        }
         member, post = dask_stats.member.snapshot(histories), dask_stats.post.snapshot({})
         Snapshot(member, post, as_of_ms, self.spec.key_seed, self.spec.digest).save(self.folder / "snapshot")
 
@@ -162,7 +170,9 @@ class History(StatOperator):
             out[written] = df[raw]
         return frame.like(df, out)
 
-    def compute_output_schema(self, input_schema: Schema, col_selector: ColumnSelector, prev_output_schema: Any = None) -> Schema:
+    def compute_output_schema(
+        self, input_schema: Schema, col_selector: ColumnSelector, prev_output_schema: Any = None
+    ) -> Schema:
         """int64 lists in their item's domain, then the context."""
         columns = []
         for history in self.spec.histories:

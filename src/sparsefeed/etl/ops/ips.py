@@ -21,7 +21,8 @@ from sparsefeed.etl import frame
 from sparsefeed.etl.kernels import ips as kernel
 from sparsefeed.etl.logs import POSITION, RANDOM, SURFACE, label
 from sparsefeed.etl.ops.reduce import tree_reduce
-from sparsefeed.etl.spec import FeedSpec, Ips as IpsSpec
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.etl.spec import Ips as IpsSpec
 
 __all__ = ["Ips", "cell", "weight"]
 
@@ -57,7 +58,12 @@ def count_cells(part: DataFrameType, edges: NDArray[np.int64], responses: Sequen
     inside = code >= 0
     per_response = [
         kernel.count(
-            code[inside], bucket[inside], random[inside], frame.numpy(part[label(r)])[inside] > 0, len(surfaces), len(edges)
+            code[inside],
+            bucket[inside],
+            random[inside],
+            frame.numpy(part[label(r)])[inside] > 0,
+            len(surfaces),
+            len(edges),
         )
         for r in responses
     ]
@@ -112,10 +118,14 @@ class Ips(StatOperator):
                 f'ips: no row has {sessions.column} = "{sessions.random}"; weights need random sessions: '
                 f"log some, name the right value in sessions.random, or set ips: none"
             )
-        self.tables = {r: kernel.weigh(counts[i], self.config.smoothing, self.config.clip) for i, r in enumerate(self.responses)}
+        self.tables = {
+            r: kernel.weigh(counts[i], self.config.smoothing, self.config.clip) for i, r in enumerate(self.responses)
+        }
         for response, table in self.tables.items():
             shown = table.counts.sum(axis=(2, 3)) > 0
-            for surface, bucket in np.argwhere((table.reason != "") & (table.reason != "no production session") & shown):
+            for surface, bucket in np.argwhere(
+                (table.reason != "") & (table.reason != "no production session") & shown
+            ):
                 warnings.warn(
                     f"ips: {response}, surface {self.surfaces[surface]}, position {self.edges[bucket]}: "
                     f"{table.reason[surface, bucket]}; weight 1",
@@ -151,7 +161,7 @@ class Ips(StatOperator):
         return pa.Table.from_pylist(rows)
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
-        """w float32 and cell int32 per response; w = table[cell]."""
+        """W float32 and cell int32 per response; w = table[cell]."""
         code = _codes(df[SURFACE], self.surfaces)
         bucket = kernel.position_buckets(frame.numpy(df[POSITION]).astype(np.int64), self.edges)
         random = frame.numpy(df[RANDOM]).astype(bool)
@@ -163,7 +173,9 @@ class Ips(StatOperator):
             out[cell(response)] = cells
         return frame.like(df, out)
 
-    def compute_output_schema(self, input_schema: Schema, col_selector: ColumnSelector, prev_output_schema: Any = None) -> Schema:
+    def compute_output_schema(
+        self, input_schema: Schema, col_selector: ColumnSelector, prev_output_schema: Any = None
+    ) -> Schema:
         """float32 weights, int32 cells."""
         columns = []
         for response in self.responses:

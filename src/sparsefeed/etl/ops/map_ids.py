@@ -74,7 +74,9 @@ def _sum_counts(parts: Sequence[pa.Table]) -> pa.Table:
     return pa.table({"id": summed["id"].combine_chunks(), "count": summed["count_sum"].combine_chunks()})
 
 
-def merge_counts(parts: Sequence[tuple[Counts, dict[str, tuple[int, int]]]]) -> tuple[Counts, dict[str, tuple[int, int]]]:
+def merge_counts(
+    parts: Sequence[tuple[Counts, dict[str, tuple[int, int]]]],
+) -> tuple[Counts, dict[str, tuple[int, int]]]:
     """Sum the counts of several partitions; order does not matter."""
     counts = {table: _sum_counts([part[0][table] for part in parts]) for table in parts[0][0]}
     nulls = {name: (sum(p[1][name][0] for p in parts), sum(p[1][name][1] for p in parts)) for name in parts[0][1]}
@@ -140,7 +142,11 @@ class MapIds(StatOperator):
                     f"logs.max_null_share allows {allowed:.2%}; mend the logs or raise it in the recipe"
                 )
             if number:
-                warnings.warn(f'column "{name}": {number} of {total} ids are null or empty; they read row 1', DataWarning, stacklevel=2)
+                warnings.warn(
+                    f'column "{name}": {number} of {total} ids are null or empty; they read row 1',
+                    DataWarning,
+                    stacklevel=2,
+                )
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
         """Rows of every id column, int64; list columns cut at `max_length`."""
@@ -155,7 +161,9 @@ class MapIds(StatOperator):
                 out[feature.name] = frame.ragged(*_cut(offsets, rows, feature.max_length))
         return frame.like(df, out)
 
-    def compute_output_schema(self, input_schema: Schema, col_selector: ColumnSelector, prev_output_schema: Any = None) -> Schema:
+    def compute_output_schema(
+        self, input_schema: Schema, col_selector: ColumnSelector, prev_output_schema: Any = None
+    ) -> Schema:
         """int64 rows: scalar, or list for `ids` features; the domain is the map's capacity once fitted."""
         columns = []
         for feature in self.features:
@@ -171,10 +179,14 @@ class MapIds(StatOperator):
 def rows_schema(name: str, is_list: bool, capacity_rows: int | None) -> ColumnSchema:
     """The Merlin schema of a column of table rows."""
     properties = {"domain": {"min": 0, "max": capacity_rows - 1, "name": name}} if capacity_rows else {}
-    return ColumnSchema(name, tags=[Tags.CATEGORICAL], dtype=np.int64, is_list=is_list, is_ragged=is_list, properties=properties)
+    return ColumnSchema(
+        name, tags=[Tags.CATEGORICAL], dtype=np.int64, is_list=is_list, is_ragged=is_list, properties=properties
+    )
 
 
-def _cut(offsets: NDArray[np.int64], values: NDArray[np.int64], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _cut(
+    offsets: NDArray[np.int64], values: NDArray[np.int64], max_length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Keep the first `max_length` values of every row of a ragged column."""
     lengths = np.diff(offsets)
     if not len(lengths) or lengths.max() <= max_length:

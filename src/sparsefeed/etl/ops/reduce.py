@@ -12,7 +12,9 @@ __all__ = ["tree_reduce"]
 Part = TypeVar("Part")
 
 
-def tree_reduce(ddf: Any, of_partition: Callable[..., Part], merge: Callable[[Sequence[Part]], Part], *args: Any, fan_in: int = 8) -> Any:
+def tree_reduce(
+    ddf: Any, of_partition: Callable[..., Part], merge: Callable[[Sequence[Part]], Part], *args: Any, fan_in: int = 8
+) -> Any:
     """A delayed merge of `of_partition(partition, *args)` over all partitions, `fan_in` at a time."""
     parts = [delayed(of_partition)(partition, *args) for partition in ddf.to_delayed()]
     while True:

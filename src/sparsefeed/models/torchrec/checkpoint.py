@@ -68,7 +68,7 @@ class Shard:
 
 
 def latest(out: Path) -> Path | None:
-    """The newest complete checkpoint of a training folder, or None."""
+    """Find the newest complete checkpoint of a training folder, or None."""
     found = [path for path in (out / "checkpoints").glob("step-*") if (path / "checkpoint.json").is_file()]
     return max(found, key=_step_of, default=None)
 
@@ -151,7 +151,7 @@ def load_tables(path: str | Path) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def load_model(path: str | Path, spec: FeedSpec) -> tuple[DenseModel, dict[str, npt.NDArray[np.float32]]]:
-    """The dense model, in eval mode, and the tables, on one process without a process group.
+    """Load the dense model, in eval mode, and the tables, on one process without a process group.
 
     Raises:
         TrainError: The checkpoint was trained with another spec.

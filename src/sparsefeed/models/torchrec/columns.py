@@ -50,7 +50,7 @@ class Batch:
     lookups: KeyedJaggedTensor  # keys in lookup_order; unpadded rows of the tables, no 0
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`."""
+        """Move the batch to `device`."""
         if device.type == "cpu":
             return self
         return Batch(
@@ -152,7 +152,7 @@ class Rows:
 
     @staticmethod
     def columns(spec: FeedSpec, weights: bool = True) -> tuple[str, ...]:
-        """The columns `from_arrow` reads, all of the contract's that the model may see."""
+        """Name the columns `from_arrow` reads: all of the contract's that the model may see."""
         names = [f"y_{response.name}" for response in spec.responses]
         names += [feature.name for feature in (*spec.dense, *spec.lookups)]
         if weights and spec.ips != "none":

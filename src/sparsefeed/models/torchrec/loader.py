@@ -92,7 +92,7 @@ class Loader:
         yield pa.concat_tables(held), True
 
     def _slices(self, epoch: int) -> Iterator[pa.Table]:
-        """This rank's share of the epoch's row groups, the first and last cut where the share begins and ends."""
+        """Read this rank's share of the epoch's row groups, the first and last cut where the share begins and ends."""
         begin = self.rank * self.rows_per_epoch
         end = begin + self.rows_per_epoch
         position = 0

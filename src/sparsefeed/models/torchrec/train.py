@@ -234,7 +234,7 @@ def _ranks(job: Job, environment: dict[str, str]) -> Iterator[tuple[list[subproc
 
 
 def _reports(processes: list[subprocess.Popen[bytes]], reading: int) -> Iterator[dict[str, Any]]:
-    """Reports in the order they were written, until all ranks ended or one failed."""
+    """Yield reports in the order they were written, until all ranks ended or one failed."""
     rest = b""
     deadline = None
     while True:

@@ -226,10 +226,10 @@ class TritonServer:
         self._progress(total, total, "tritonserver is ready")
 
     def _tail(self) -> str:
-        # The server prints a table of its options after the cause; the lines with an error come first.
         lines = self.log_path.read_text("utf-8", "replace").splitlines()
-        faults = [line for line in lines if re.match(r"E\d{4} |error:|Traceback|\w*Error", line)]
-        return "\n".join([*dict.fromkeys(faults[-_TAIL_LINES:]), "---", *lines[-_TAIL_LINES:]])
+        # The server's tables and reports of its progress bury the cause.
+        causes = [line for line in lines if line.strip() and not re.match(r"I\d{4} |[|+]", line)]
+        return "\n".join(list(dict.fromkeys(causes or lines))[-_TAIL_LINES:])
 
 
 def _is_ready(http_url: str) -> bool:

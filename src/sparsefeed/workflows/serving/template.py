@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsefeed.workflows.serving.config import TritonModel
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.workflows.serving.config import ServingConfig, TritonModel, models_of
 
-__all__ = ["TEMPLATE", "write_model"]
+__all__ = ["TEMPLATE", "write_model", "write_template"]
 
 TEMPLATE = Path(__file__).parents[2] / "triton_repo"
 
@@ -21,3 +22,9 @@ def write_model(model: TritonModel, folder: Path) -> None:
     for name, content in model.warm_up.items():
         (folder / "warmup").mkdir(exist_ok=True)
         (folder / "warmup" / name).write_bytes(content)
+
+
+def write_template(spec: FeedSpec, config: ServingConfig, out: Path = TEMPLATE) -> None:
+    """Write the generated part of the template for a spec; its model.py files are written by hand."""
+    for name, model in models_of(spec, config).items():
+        write_model(model, out / name)

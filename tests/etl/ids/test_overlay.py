@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsefeed.etl.ids.overlay import TOMBSTONE, Overlay
+
+# Few enough keys that entries are replaced; the extremes, and neighbours that fall into neighbouring slots.
+KEYS = st.integers(0, 12) | st.integers(2**64 - 3, 2**64 - 1)
+CHANGES = st.lists(st.dictionaries(KEYS, st.integers(-1, 100), max_size=8), max_size=5)
+
+
+def arrays(entries: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(list(entries), np.uint64), np.array(list(entries.values()), np.int64)
+
+
+@settings(max_examples=80, deadline=None)
+@given(CHANGES, st.lists(KEYS, max_size=20))
+def test_an_overlay_answers_as_a_dictionary(changes: list[dict[int, int]], asked: list[int]) -> None:
+    overlay, truth = Overlay.empty(), dict[int, int]()
+    for change in changes:
+        overlay = overlay.updated(*arrays(change))
+        truth.update(change)
+    keys = np.array(asked, np.uint64)
+    rows = np.full(len(asked), 777, np.int64)
+    overlay.apply(keys, rows, 2, 5)
+    expected = [777 if k not in truth else truth[k] if truth[k] != TOMBSTONE else 2 + k % 5 for k in asked]
+    assert rows.tolist() == expected
+    assert len(overlay) == len(truth)
+    assert dict(zip(*(a.tolist() for a in overlay.items()), strict=True)) == truth
+
+
+def test_the_order_of_changes_does_not_show() -> None:
+    keys = np.arange(100, dtype=np.uint64)
+    rows = np.arange(100)
+    at_once = Overlay.empty().updated(keys, rows)
+    in_pieces = Overlay.empty().updated(keys[60:], rows[60:] + 5).updated(keys[:70], rows[:70]).updated(keys[60:], rows[60:])
+    assert (at_once.keys == in_pieces.keys).all()
+    assert (at_once.rows == in_pieces.rows).all()
+
+
+def test_an_update_leaves_the_old_overlay_as_it_was() -> None:
+    old = Overlay.empty().updated(np.array([1], np.uint64), np.array([10]))
+    old.updated(np.array([1, 2], np.uint64), np.array([20, 30]))
+    assert [a.tolist() for a in old.items()] == [[1], [10]]
+
+
+def test_no_more_than_half_of_the_slots_are_used() -> None:
+    for num in (1, 2, 3, 4, 5, 64, 65):
+        overlay = Overlay.empty().updated(np.arange(num, dtype=np.uint64), np.arange(num))
+        assert 2 * num <= len(overlay.keys) < 4 * num + 1

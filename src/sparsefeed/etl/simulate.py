@@ -93,10 +93,10 @@ def _write(config: SimulateConfig, folder: Path, progress: Progress) -> Simulati
         for day in range(config.days):
             date = np.datetime64(world.start_ms + day * DAY_MS, "ms").astype("datetime64[D]")
             for first in range(0, config.num_sessions_per_day, CHUNK_SESSIONS):
-                last = min(first + CHUNK_SESSIONS, config.num_sessions_per_day)
+                which = range(first, min(first + CHUNK_SESSIONS, config.num_sessions_per_day))
                 rng = np.random.default_rng([config.seed, 1, day, first])
-                sessions = draw_sessions(world, config, day, first, last, rng)
-                num_responses += writer.write(day, sessions, day * config.num_sessions_per_day + first, rng)
+                sessions = draw_sessions(world, config, day, which, rng)
+                num_responses += writer.write(sessions, day * config.num_sessions_per_day + first, rng)
                 num_sessions += np.bincount(sessions.is_random, minlength=2)
                 progress(int(num_sessions.sum()) * POSTS_PER_SESSION, total, f"simulate {date}")
     num_impressions = num_sessions * POSTS_PER_SESSION

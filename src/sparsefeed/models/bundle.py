@@ -317,11 +317,11 @@ def _sha256(path: Path) -> str:
 
 def _digest(folder: Path) -> str:
     try:
-        said, got = (folder / _READY).read_text("utf-8").strip(), _sha256(folder / _SUMS)
+        said, got = (folder / _READY).read_text("utf-8"), _sha256(folder / _SUMS)
     except OSError as error:
         raise BundleError(f"{folder}: {error}; it is not whole, copy or publish it again") from error
-    if said != got:
-        raise BundleError(f"{folder / _SUMS}: altered: SHA-256 {got}, {_READY} says {said}; copy the folder again")
+    if said != got + "\n":
+        raise BundleError(f"{folder / _SUMS}: altered: SHA-256 {got}, {_READY} says {said!r}; copy the folder again")
     return got
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from sparsefeed.errors import BundleError, IdError, did_you_mean
-from sparsefeed.etl.ids import FIRST_TAIL_ROW, IdMap
+from sparsefeed.etl.ids import IdMap
 from sparsefeed.etl.spec import Name
 from sparsefeed.models.bundle import (
     Bundle,
@@ -252,17 +252,7 @@ def _check_capacity(delta: Path, table: str, rows: NDArray[np.int64], capacity: 
 
 def _changed_map(delta: Path, folder: Path, change: IdChange) -> IdMap:
     try:
-        id_map = IdMap.load(folder)
-        # A row that some other key may hold would give two ids one row.
-        taken = change.upsert_rows < id_map.num_rows
-        wrong = taken & (id_map.lookup(change.upserts) != change.upsert_rows)
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            raise IdError(
-                f"{folder}: key {change.upserts[at]:#018x} is given row {change.upsert_rows[at]}, which is "
-                f"not its own; new rows begin at {id_map.num_rows}"
-            )
-        return id_map.remove(change.deletes).upsert(change.upserts, change.upsert_rows)
+        return IdMap.load(folder).remove(change.deletes).upsert(change.upserts, change.upsert_rows)
     except IdError as error:
         raise BundleError(f"{delta}: {error}") from error
 
@@ -338,8 +328,10 @@ def _check_ids(where: Path, change: IdChange) -> None:
         if got.dtype != dtype or got.ndim != 1 or len(np.unique(got)) != len(got):
             raise BundleError(f"{where}.{part}.npy: must be {np.dtype(dtype)} [n], no two alike")
     rows = change.upsert_rows
-    if len(rows) != len(change.upserts) or (len(rows) and int(rows.min()) <= FIRST_TAIL_ROW):
-        raise BundleError(f"{where}.upsert_rows.npy: must give each upsert a row beyond the tail")
+    if len(rows) != len(change.upserts):
+        raise BundleError(
+            f"{where}.upsert_rows.npy: {len(rows)} rows; must be one for each of {len(change.upserts)} keys"
+        )
     both = np.intersect1d(change.upserts, change.deletes)
     if len(both):
         raise BundleError(f"{where}: key {both[0]:#018x} is both an upsert and a delete; give it once")

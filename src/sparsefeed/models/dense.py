@@ -11,6 +11,7 @@ M and C the numbers of dense features of the member and of the candidate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import numpy as np
@@ -84,9 +85,7 @@ class DenseModel(nn.Module):
         width = len(spec.dense) + sum(spec.table_of(feature).dim for feature in spec.lookups)
         self.cross = nn.ModuleList(CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers))
         widths = (width, *config.hidden)
-        self.deep = nn.ModuleList(
-            GatedLayer(before, after, config.gate) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.deep = nn.ModuleList(GatedLayer(before, after, config.gate) for before, after in pairwise(widths))
         self.head = nn.Linear(width + config.hidden[-1], len(spec.responses))
 
     def forward(self, pooled: Mapping[str, Tensor], member_dense_BM: Tensor, candidate_dense_BC: Tensor) -> Tensor:

@@ -100,15 +100,15 @@ def _truth(folder: Path, responses: Sequence[str], impression: NDArray[Any]) -> 
 
 
 def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path) -> Calibration:
-    """Platt lines from the evaluation days' random sessions of even impressions; odd ones stay for the test."""
+    """Platt lines from one half of the evaluation days' random sessions; the other half stays for the test."""
     rows, logits = _scored(spec, scorer, data, None)
-    even = _even(rows)
-    return Calibration.fit(spec, logits[even], rows.labels[even])
+    half = _calibration_half(rows)
+    return Calibration.fit(spec, logits[half], rows.labels[half])
 
 
-def _even(rows: EvaluationRows) -> NDArray[np.bool_]:
-    # Of the row's number, not its id: ids may be strings.
-    return np.arange(len(rows.impression)) % 2 == 0
+def _calibration_half(rows: EvaluationRows) -> NDArray[np.bool_]:
+    # Drawn, not alternating: rows of a session stand in the order of their positions.
+    return np.random.default_rng(0).random(len(rows.labels)) < 0.5
 
 
 def _scored(spec: FeedSpec, scorer: Scorer, data: Path, truth: Path | None) -> tuple[EvaluationRows, Floats]:
@@ -129,7 +129,7 @@ def evaluate(
     Args:
         spec: the declaration.
         data: the ETL folder.
-        scorers: name of the model -> its scorer; the first is also reported calibrated, on the odd half.
+        scorers: name of the model -> its scorer; the first is also reported calibrated, on the half not calibrated on.
         truth: the simulator's truth folder, if there is one.
         progress: told model by model.
     """
@@ -188,8 +188,8 @@ def _metrics(labels: NDArray[Any], p: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _calibrated(spec: FeedSpec, rows: EvaluationRows, logits: Floats) -> dict[str, Any]:
-    even = _even(rows)
-    calibration = Calibration.fit(spec, logits[even], rows.labels[even])
-    p = calibration.probability(logits[~even]).astype(np.float64)
+    half = _calibration_half(rows)
+    calibration = Calibration.fit(spec, logits[half], rows.labels[half])
+    p = calibration.probability(logits[~half]).astype(np.float64)
     labels = rows.labels if rows.truth is None else rows.truth
-    return {r.name: _metrics(labels[~even][:, i], p[:, i]) for i, r in enumerate(spec.responses)}
+    return {r.name: _metrics(labels[~half][:, i], p[:, i]) for i, r in enumerate(spec.responses)}

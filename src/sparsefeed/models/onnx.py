@@ -95,9 +95,10 @@ class _Served(nn.Module):
         for feature in self.spec.lookups:
             vector = given[f"emb_{feature.name}"]
             if not isinstance(feature, IdFeature):
-                vector = vector.sum(dim=1)
-                if feature.pooling == "mean":
-                    vector = vector / given[f"len_{feature.name}"].clamp(min=1).to(vector.dtype).unsqueeze(1)
+                length = given[f"len_{feature.name}"].to(vector.dtype).unsqueeze(1)
+                # A sum needs no length, but the exporter drops an input that nothing reads, and the signature has it.
+                divisor = length.clamp(min=1) if feature.pooling == "mean" else length.clamp(min=1, max=1)
+                vector = vector.sum(dim=1) / divisor
             pooled[feature.name] = per_candidate(vector, side_of(feature))
         none = member_index.new_zeros((num_candidates, 0), dtype=torch.float32)
         member_dense = per_candidate(given["member_dense"], "member") if "member_dense" in given else none

@@ -42,7 +42,9 @@ def test_writing_again_replaces_the_set_and_keeps_the_files_that_did_not_change(
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_writer_that_dies_before_the_header_leaves_the_old_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_dies_before_the_header_leaves_the_old_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, a=np.arange(3))
     monkeypatch.setattr("json.dumps", lambda *_, **__: (_ for _ in ()).throw(OSError("power cut")))
     with pytest.raises(OSError, match="power cut"):
@@ -52,7 +54,9 @@ def test_a_writer_that_dies_before_the_header_leaves_the_old_set(tmp_path: Path,
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_a_reader_whose_files_are_replaced_under_it_reads_the_new_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_whose_files_are_replaced_under_it_reads_the_new_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, a=np.arange(3))
     load, replaced = np.load, []
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from sparsefeed.etl.ids import KeyCounts
 
-PARTITIONS = st.lists(st.lists(st.integers(0, 20) | st.integers(2**64 - 5, 2**64 - 1), max_size=30), min_size=1, max_size=5)
+PARTITIONS = st.lists(
+    st.lists(st.integers(0, 20) | st.integers(2**64 - 5, 2**64 - 1), max_size=30), min_size=1, max_size=5
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -78,7 +78,9 @@ def test_a_code_type_too_narrow_for_one_more_value_is_no_trouble() -> None:
     assert as_lists(hash_strings(array, 1)) == reference(["w127", None], 1)
 
 
-@pytest.mark.parametrize("empty", [[], pa.array([], pa.string()), pa.chunked_array([], pa.string()), np.empty(0, object)])
+@pytest.mark.parametrize(
+    "empty", [[], pa.array([], pa.string()), pa.chunked_array([], pa.string()), np.empty(0, object)]
+)
 def test_nothing_hashes_to_nothing(empty: object) -> None:
     assert as_lists(hash_strings(empty, 0)) == ([], [])
 

@@ -37,7 +37,9 @@ def test_any_keys_and_any_seed_give_a_bijection(keys: set[int], seed: int) -> No
 
 def test_small_sets_are_solved_under_every_seed() -> None:
     keys = np.random.default_rng(0).integers(0, MAX_KEY, 5, np.uint64)
-    assert all(is_permutation(MinimalPerfectHash.build(keys[:n], s).query(keys[:n])) for s in range(200) for n in range(6))
+    assert all(
+        is_permutation(MinimalPerfectHash.build(keys[:n], s).query(keys[:n])) for s in range(200) for n in range(6)
+    )
 
 
 def test_another_seed_gives_another_function() -> None:

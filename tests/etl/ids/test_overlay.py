@@ -35,7 +35,9 @@ def test_the_order_of_changes_does_not_show() -> None:
     keys = np.arange(100, dtype=np.uint64)
     rows = np.arange(100)
     at_once = Overlay.empty().updated(keys, rows)
-    in_pieces = Overlay.empty().updated(keys[60:], rows[60:] + 5).updated(keys[:70], rows[:70]).updated(keys[60:], rows[60:])
+    in_pieces = (
+        Overlay.empty().updated(keys[60:], rows[60:] + 5).updated(keys[:70], rows[:70]).updated(keys[60:], rows[60:])
+    )
     assert (at_once.keys == in_pieces.keys).all()
     assert (at_once.rows == in_pieces.rows).all()
 

@@ -27,10 +27,8 @@ def free_ports(count: int) -> list[int]:
 
 def config(**settings: object) -> ServingConfig:
     """A small server on free ports."""
-    http, grpc, metrics = free_ports(3)
-    return ServingConfig(
-        http_port=http, grpc_port=grpc, metrics_port=metrics, **{"instances": {"dense": 1}, **settings}
-    )
+    ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
+    return ServingConfig.model_validate({**ports, "instances": {"transform": 1, "dense": 1}, **settings})
 
 
 @pytest.fixture(scope="session")

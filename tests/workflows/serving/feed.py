@@ -35,7 +35,14 @@ SPEC = FeedSpec.parse(
         "features": [
             {"kind": "id", "name": "member_id", "table": "member", "side": "member"},
             {"kind": "dense", "name": "age", "side": "member", "fill": 30.0},
-            {"kind": "ids", "name": "interests", "table": "hashtag", "side": "member", "pooling": "sum", "max_length": 2},
+            {
+                "kind": "ids",
+                "name": "interests",
+                "table": "hashtag",
+                "side": "member",
+                "pooling": "sum",
+                "max_length": 2,
+            },
             {"kind": "id", "name": "post_id", "table": "post", "side": "candidate"},
             {"kind": "id", "name": "creator_id", "table": "creator", "side": "candidate"},
             {"kind": "ids", "name": "hashtags", "table": "hashtag", "side": "candidate", "max_length": 3},
@@ -75,7 +82,12 @@ def plan() -> ServingPlan:
         tables=tuple(TablePlan(table.name, table.dim) for table in SPEC.tables),
         lookups=tuple(
             LookupPlan(
-                f.name, f.kind, side_of(f), SPEC.table_of(f).name, getattr(f, "max_length", 1), getattr(f, "pooling", "sum")
+                f.name,
+                f.kind,
+                side_of(f),
+                SPEC.table_of(f).name,
+                getattr(f, "max_length", 1),
+                getattr(f, "pooling", "sum"),
             )
             for f in SPEC.lookups
         ),
@@ -302,7 +314,11 @@ def requests(feed: Feed, count: int, seed: int) -> list[tuple[str, list[str], di
                 "member": draw.choice([{}, {"age": 33}, {"liked": ["p1", "p99", "p2", "p3", "p4"]}, {"interests": []}]),
                 "posts": {
                     posts[0]: draw.choice(
-                        [{"views": 12.5}, {"creator_id": "c99", "quality": None}, {"hashtags": ["h1", "h2", "h3", "h77"]}]
+                        [
+                            {"views": 12.5},
+                            {"creator_id": "c99", "quality": None},
+                            {"hashtags": ["h1", "h2", "h3", "h77"]},
+                        ]
                     )
                 },
             }

@@ -96,8 +96,6 @@ def _arrow(values: Any) -> pa.Array:
     """Turn a list of str, bytes and None into one binary array; str becomes its UTF-8 bytes."""
     plain = values.tolist() if isinstance(values, np.ndarray) else values
     try:
-        return pa.array(plain, pa.binary())
-    except pa.ArrowCapacityError:
         return pa.array(plain, pa.large_binary())
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, UnicodeEncodeError) as error:
         raise IdError(

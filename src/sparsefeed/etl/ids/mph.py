@@ -11,6 +11,9 @@ Arithmetic, h = mix(key, seed) a bijection on 64 bits:
     part   = high 32 bits of h scaled to the number of parts
     bucket = cubic(low 32 bits of h) scaled to the buckets of a part
     slot   = high 32 bits of (h ^ pilot * C ^ salt[part]) * M scaled to the slots of the part
+
+Whoever changes a kernel that another module compiles into its own (`mix`, `bucket_of`, ...) clears the
+`__pycache__` folders: numba's cache looks at the time of the caller's file alone.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ _SLOT_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _U32 = np.uint64(32)
 _NO_PART = -1
+_PILOTS_AT_ONCE = 8
 _NEVER = np.int32(2**31 - 1)
 
 
@@ -94,6 +98,8 @@ class MinimalPerfectHash:
             raise IdError(
                 f"ids: key {int(twice[0]):#018x} is given {num_found[num_found > 1][0]} times; give every key once"
             )
+        for array in (parts, pilots, spill):
+            array.setflags(write=False)  # as mapped ones are: a kernel is compiled for one kind of array
         return cls(num_keys=num_keys, seed=seed, parts=parts, pilots=pilots, spill=spill)
 
     @property
@@ -295,8 +301,7 @@ def _place(
     num_slots = np.uint64(len(owners))
     owners.fill(-1)
     # One bit a slot stays in the innermost cache, where the search for free slots spends its time.
-    taken = np.zeros(len(owners) // 64 + 2, np.uint64)
-    taken[-1] = num_slots
+    taken = np.zeros(len(owners) // 64 + 1, np.uint64)
     # A stack with the largest bucket on top; a bucket stands on it at most once.
     waiting = np.argsort(starts[1:] - starts[:-1], kind="mergesort").astype(np.int32)
     depth = num_buckets
@@ -310,7 +315,7 @@ def _place(
         first, last = starts[bucket], starts[bucket + 1]
         if first == last:
             continue
-        pilot = _free_pilot(grouped, first, last, salt, taken)
+        pilot = _free_pilot(grouped[first:last], salt, taken, num_slots)
         if pilot < 0:
             rotation = rotation * _MIX_1 + _GOLDEN
             pilot = _cheapest_pilot(
@@ -341,32 +346,30 @@ def _place(
 
 
 @njit(nogil=True, cache=True)
-def _alike(
-    grouped: NDArray[np.uint64], first: int, last: int, pilot: int, salt: np.uint64, num_slots: np.uint64
-) -> bool:
+def _alike(bucket: NDArray[np.uint64], pilot: int, salt: np.uint64, num_slots: np.uint64) -> bool:
     """Whether two keys of the bucket fall on one slot."""
-    for i in range(first + 1, last):
-        slot = slot_of(grouped[i], np.uint64(pilot), salt, num_slots)
-        for j in range(first, i):
-            if slot_of(grouped[j], np.uint64(pilot), salt, num_slots) == slot:
+    for i in range(1, len(bucket)):
+        slot = slot_of(bucket[i], np.uint64(pilot), salt, num_slots)
+        for j in range(i):
+            if slot_of(bucket[j], np.uint64(pilot), salt, num_slots) == slot:
                 return True
     return False
 
 
 @njit(nogil=True, cache=True)
-def _free_pilot(grouped: NDArray[np.uint64], first: int, last: int, salt: np.uint64, taken: NDArray[np.uint64]) -> int:
+def _free_pilot(bucket: NDArray[np.uint64], salt: np.uint64, taken: NDArray[np.uint64], num_slots: np.uint64) -> int:
     """Find the first pilot that puts the bucket on free slots, or -1."""
-    num_slots = taken[-1]
-    one, six, low = np.uint64(1), np.uint64(6), np.uint64(63)
-    for pilot in range(256):
-        clash = np.uint64(0)
-        for i in range(first, last):
-            slot = slot_of(grouped[i], np.uint64(pilot), salt, num_slots)
-            clash = (taken[slot >> six] >> (slot & low)) & one
-            if clash:
-                break
-        if not clash and not _alike(grouped, first, last, pilot, salt, num_slots):
-            return pilot
+    clashes = np.empty(_PILOTS_AT_ONCE, np.uint64)
+    for first in range(0, 256, _PILOTS_AT_ONCE):
+        # Every key against several pilots: no branch to guess wrong, and the compiler vectorises it.
+        clashes[:] = 0
+        for hashed in bucket:
+            for i in range(_PILOTS_AT_ONCE):
+                slot = slot_of(hashed, np.uint64(first + i), salt, num_slots)
+                clashes[i] |= taken[slot >> np.uint64(6)] >> (slot & np.uint64(63))
+        for i in range(_PILOTS_AT_ONCE):
+            if not clashes[i] & np.uint64(1) and not _alike(bucket, first + i, salt, num_slots):
+                return first + i
     return -1
 
 
@@ -381,7 +384,7 @@ def _cheapest_pilot(
     evictions_left: int,
     rotation: np.uint64,
 ) -> int:
-    """Find the pilot that evicts the least (sum of squared sizes), none of those that evicted lately; -1 if there is none."""
+    """Find the pilot that evicts the least (sum of squared sizes) and no bucket that is safe, or -1."""
     num_slots = np.uint64(len(owners))
     best, best_cost = np.int64(-1), np.int64(2**62)
     for turn in range(256):
@@ -396,6 +399,6 @@ def _cheapest_pilot(
             if cost >= best_cost or safe_until[owner] < evictions_left:
                 cost = best_cost
                 break
-        if cost < best_cost and not _alike(grouped, starts[bucket], starts[bucket + 1], pilot, salt, num_slots):
+        if cost < best_cost and not _alike(grouped[starts[bucket] : starts[bucket + 1]], pilot, salt, num_slots):
             best, best_cost = pilot, cost
     return int(best)

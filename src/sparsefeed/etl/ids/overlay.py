@@ -64,6 +64,8 @@ class Overlay:
         capacity = 1 << int(2 * len(all_keys) - 1).bit_length()
         table_keys, table_rows = np.zeros(capacity, np.uint64), np.full(capacity, _FREE, np.int64)
         _insert(table_keys, table_rows, all_keys[order], all_rows[order])
+        for array in (table_keys, table_rows):
+            array.setflags(write=False)
         return Overlay(table_keys, table_rows)
 
     def apply(self, keys: NDArray[np.uint64], rows: NDArray[np.int64], first_tail: int, num_tail: int) -> None:

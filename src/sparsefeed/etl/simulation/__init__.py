@@ -1,1 +1,1 @@
-"""The feed simulator's parts: what exists (world), what is shown (policy), what follows (response), what is kept (write)."""
+"""The feed simulator's parts: what exists (world), is shown (policy), follows (response) and is kept (write)."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.etl.simulation.config import SimulateConfig
-from sparsefeed.etl.simulation.response import affinity, appeal
+from sparsefeed.etl.simulation.response import Visits, affinity, appeal
 from sparsefeed.etl.simulation.world import DAY_MS, POST_LIFE_DAYS, World
 
 __all__ = ["NUM_CANDIDATES", "POSTS_PER_SESSION", "Sessions", "draw_sessions"]
@@ -23,30 +23,26 @@ POSTS_PER_SESSION = 10
 NUM_CANDIDATES = 40  # retrieved by a production session
 # The production score; what the logs show weighs little beside what they do not (docs/simulator.md).
 APPEAL_WEIGHT = 0.07
-AFFINITY_WEIGHT = 0.07
+AFFINITY_WEIGHT = 0.05
 HIDDEN_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
 class Sessions:
-    """S sessions of one chunk, in order of time, with K = POSTS_PER_SESSION posts each."""
+    """The sessions of one chunk, in order of time: who came and what each was shown."""
 
-    time_ms: NDArray[np.int64]  # [S]
-    member: NDArray[np.int64]  # [S]
-    is_random: NDArray[np.bool_]  # [S]
-    is_explore: NDArray[np.bool_]  # [S]
-    post: NDArray[np.int64]  # [S, K] in the order shown
-    hidden: NDArray[np.float32]  # [S, K] relevance of the moment, in no log
+    visits: Visits
+    is_random: NDArray[np.bool_]  # [visits]
+    is_explore: NDArray[np.bool_]  # [visits]
+    post: NDArray[np.int64]  # [visits, POSTS_PER_SESSION] in the order shown
+    hidden: NDArray[np.float32]  # [visits, POSTS_PER_SESSION] relevance of the moment, in no log
 
 
-def draw_sessions(
-    world: World, config: SimulateConfig, day: int, first: int, last: int, rng: np.random.Generator
-) -> Sessions:
-    """Draw the sessions [first, last) of a day; `first` and `last` place them in the day's time."""
-    n = last - first
-    day_ms = world.start_ms + day * DAY_MS
-    share = (np.arange(first, last) + rng.random(n)) / config.num_sessions_per_day
-    time_ms = day_ms + (_time_of_day(share) * (DAY_MS - 1)).astype(np.int64)
+def draw_sessions(world: World, config: SimulateConfig, day: int, which: range, rng: np.random.Generator) -> Sessions:
+    """Draw those of a day's sessions that `which` numbers; the number gives the place in the day's time."""
+    n = len(which)
+    share = (np.arange(which.start, which.stop) + rng.random(n)) / config.num_sessions_per_day
+    time_ms = world.start_ms + day * DAY_MS + (_time_of_day(share) * (DAY_MS - 1)).astype(np.int64)
     # Members stand in order of joining: those who have joined by the time are a prefix.
     num_joined = np.maximum(np.searchsorted(world.members.join_ms, time_ms, side="right"), 1)
     cumulative = world.members.activity
@@ -55,32 +51,32 @@ def draw_sessions(
     is_explore = rng.random(n) < config.explore_share
     post = np.empty((n, POSTS_PER_SESSION), np.int64)
     hidden = rng.standard_normal((n, POSTS_PER_SESSION), np.float32)
-    high = np.searchsorted(world.posts.birth_ms, time_ms, side="right")
-    low = np.searchsorted(world.posts.birth_ms, time_ms - POST_LIFE_DAYS * DAY_MS, side="right")
-    everyone = np.arange(1.0, len(world.posts.birth_ms) + 1)
-    post[is_random] = _draw_distinct(rng, everyone, low[is_random], high[is_random], POSTS_PER_SESSION)
-    ranked = ~is_random
-    post[ranked], hidden[ranked] = _rank(world, day, time_ms[ranked], member[ranked], low[ranked], high[ranked], rng)
-    return Sessions(time_ms, member, is_random, is_explore, post, hidden)
+    equal = np.arange(1.0, len(world.posts.birth_ms) + 1)
+    post[is_random] = _retrieve(world, time_ms[is_random], equal, POSTS_PER_SESSION, rng)
+    ranked = Visits(day, time_ms[~is_random], member[~is_random])
+    post[~is_random], hidden[~is_random] = _rank(world, ranked, rng)
+    return Sessions(Visits(day, time_ms, member), is_random, is_explore, post, hidden)
 
 
-def _rank(
-    world: World,
-    day: int,
-    time_ms: NDArray[np.int64],
-    member: NDArray[np.int64],
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The best posts of those retrieved, best first, and their hidden relevance."""
-    post = _draw_distinct(rng, world.posts.reach, low, high, NUM_CANDIDATES)
+def _rank(world: World, visits: Visits, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Show the best posts of those retrieved, best first; also return their hidden relevance."""
+    post = _retrieve(world, visits.time_ms, world.posts.reach, NUM_CANDIDATES, rng)
     hidden = rng.standard_normal(post.shape, np.float32)
     score = HIDDEN_WEIGHT * hidden
-    score += APPEAL_WEIGHT * appeal(world, day, time_ms[:, None], post)
-    score += AFFINITY_WEIGHT * affinity(world, day, member[:, None], post)
+    score += APPEAL_WEIGHT * appeal(world, visits, post)
+    score += AFFINITY_WEIGHT * affinity(world, visits, post)
     best = np.argsort(-score, axis=1)[:, :POSTS_PER_SESSION]
     return np.take_along_axis(post, best, axis=1), np.take_along_axis(hidden, best, axis=1)
+
+
+def _retrieve(
+    world: World, time_ms: NDArray[np.int64], cumulative: NDArray[np.float64], num: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw `num` different posts per time, of those eligible then, by cumulative weight: [times, num]."""
+    high = np.searchsorted(world.posts.birth_ms, time_ms, side="right")
+    low = np.searchsorted(world.posts.birth_ms, time_ms - POST_LIFE_DAYS * DAY_MS, side="right")
+    result: NDArray[np.int64] = _draw_distinct(rng, cumulative, low, high, num)
+    return result
 
 
 @numba.njit(cache=True)
@@ -91,7 +87,7 @@ def _draw_distinct(
     high: NDArray[np.int64],
     num: int,
 ) -> NDArray[np.int64]:
-    """Per row, `num` different indices of [low, high), one after the other by weight, without replacement."""
+    """Draw per row `num` indices of [low, high), one after the other by weight, without replacement."""
     out = np.empty((len(low), num), np.int64)
     for i in range(len(low)):
         below = cumulative[low[i] - 1] if low[i] > 0 else 0.0
@@ -111,7 +107,7 @@ def _draw_distinct(
 
 
 def _time_of_day(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The share of the day gone by when this share of its sessions has been: quiet at 5, busy at 20 o'clock."""
+    """Turn a share of the day's sessions into the share of the day gone by then: quiet at 5, busy at 20 o'clock."""
     grid = np.linspace(0, 1, 289)
     density = 1 + 0.7 * np.sin(2 * np.pi * (grid - 0.58))
     cumulative = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])

@@ -108,7 +108,7 @@ def _members(config: SimulateConfig, start_ms: int, rng: np.random.Generator) ->
     num_new = int(n * config.days * JOIN_SHARE_PER_DAY / (1 + config.days * JOIN_SHARE_PER_DAY))
     old_ms = start_ms - rng.exponential(400 * DAY_MS, n - num_new)
     new_ms = start_ms + rng.uniform(0, config.days * DAY_MS, num_new)
-    activity = _zipf(n, exponent=0.9, shift=n / 200, rng=rng)
+    activity = _zipf(n, exponent=1.2, shift=n / 100, rng=rng)
     log_activity = _standard(np.log(activity))
     following = np.exp(rng.normal(4 + 0.5 * log_activity, 0.8))
     following[rng.random(n) < NULL_SHARE] = np.nan
@@ -188,11 +188,13 @@ def _hashtags(config: SimulateConfig, topic: NDArray[np.int8], rng: np.random.Ge
 
 def _zipf(n: int, exponent: float, shift: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Weights (rank + shift)^-exponent with the ranks dealt at random."""
-    return (rng.permutation(n) + 1 + shift) ** -exponent
+    result: NDArray[np.float64] = (rng.permutation(n) + 1 + shift) ** -exponent
+    return result
 
 
 def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (values - values.mean()) / max(values.std(), 1e-9)
+    result: NDArray[np.float64] = (values - values.mean()) / max(values.std(), 1e-9)
+    return result
 
 
 def _ids(prefix: str, n: int, seed: int) -> pa.Array:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sparsefeed.etl.simulation.policy import POSTS_PER_SESSION, Sessions
-from sparsefeed.etl.simulation.response import ACTIONS, examination, probabilities
+from sparsefeed.etl.simulation.response import ACTIONS, Visits, probabilities
 from sparsefeed.etl.simulation.world import DAY_MS, HOUR_MS, World
 
 __all__ = ["ACTION_SCHEMA", "IMPRESSION_SCHEMA", "TRUTH_SCHEMA", "LogWriter"]
@@ -70,52 +70,43 @@ class LogWriter:
     ) -> None:
         self._stack.close()
 
-    def write(self, day: int, sessions: Sessions, first_session: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Draw the responses of these sessions of one day and append them.
+    def write(self, sessions: Sessions, first_session: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw the responses to these sessions and append all of it; days come in order.
 
         Returns:
             int64 [2, 4]: impressions with click, like, comment and reshare, in production and random sessions.
         """
-        for key in [key for key in self._open if key[1] < day]:
+        visits = sessions.visits
+        for key in [key for key in self._open if key[1] < visits.day]:
             self._open.pop(key).close()
-        k = POSTS_PER_SESSION
-        row = np.repeat(np.arange(len(sessions.time_ms)), k)
-        session_id = first_session + row
-        position = np.tile(np.arange(1, k + 1), len(sessions.time_ms))
-        time_ms, member, post = sessions.time_ms[row], sessions.member[row], sessions.post.ravel()
-        impression = session_id * k + position - 1
-        examined = examination(position, sessions.is_explore[row])
-        chance = probabilities(self._world, day, time_ms, member, post, sessions.hidden.ravel(), examined)
-        # A response after the click is drawn given the click: its chance is p_response / p_click.
-        happened = rng.random(chance.shape) * np.where(np.arange(chance.shape[1]) == 0, 1, chance[:, :1]) < chance
-        happened[:, 1:] &= happened[:, :1]
-        self._append("impressions", day, self._impressions(sessions, row, impression, position, happened[:, 0]))
-        truth = [pa.array(impression), *(pa.array(p.astype(np.float32)) for p in chance.T)]
-        self._append("truth", day, pa.Table.from_arrays(truth, schema=TRUTH_SCHEMA))
-        self._write_actions(day, impression, time_ms, happened[:, 1:], rng)
-        is_random = sessions.is_random[row]
-        return np.stack([happened[~is_random].sum(axis=0), happened[is_random].sum(axis=0)])
+        impression = first_session * POSTS_PER_SESSION + np.arange(sessions.post.size).reshape(sessions.post.shape)
+        chance = probabilities(self._world, visits, sessions.post, sessions.hidden, sessions.is_explore)
+        # A response after the click is drawn given the click, where its chance is p_response / p_click.
+        given = np.concatenate([np.ones_like(chance[..., :1]), np.repeat(chance[..., :1], len(ACTIONS), -1)], -1)
+        happened = rng.random(chance.shape) * given < chance
+        happened[..., 1:] &= happened[..., :1]
+        self._append("impressions", visits.day, self._impressions(sessions, impression, happened[..., 0]))
+        truth = [pa.array(column.ravel()) for column in (impression, *np.moveaxis(chance.astype(np.float32), -1, 0))]
+        self._append("truth", visits.day, pa.Table.from_arrays(truth, schema=TRUTH_SCHEMA))
+        self._write_actions(visits, impression, happened[..., 1:], rng)
+        per_session = happened.sum(axis=1)
+        return np.stack([per_session[~sessions.is_random].sum(axis=0), per_session[sessions.is_random].sum(axis=0)])
 
-    def _impressions(
-        self,
-        sessions: Sessions,
-        row: NDArray[np.int64],
-        impression: NDArray[np.int64],
-        position: NDArray[np.int64],
-        click: NDArray[np.bool_],
-    ) -> pa.Table:
+    def _impressions(self, sessions: Sessions, impression: NDArray[np.int64], click: NDArray[np.bool_]) -> pa.Table:
         members, creators, posts = self._world.members, self._world.creators, self._world.posts
-        time_ms, member, post = sessions.time_ms[row], sessions.member[row], sessions.post.ravel()
+        num_sessions, num_shown = sessions.post.shape
+        row = np.repeat(np.arange(num_sessions), num_shown)
+        time_ms, member, post = sessions.visits.time_ms[row], sessions.visits.member[row], sessions.post.ravel()
         creator = posts.creator[post]
         tenure_days = np.maximum(time_ms - members.join_ms[member], 0) / DAY_MS
         age_hours = (time_ms - posts.birth_ms[post]) / HOUR_MS
         columns = [
-            pa.array(impression),
-            pa.array(impression // POSTS_PER_SESSION),
+            pa.array(impression.ravel()),
+            pa.array(impression.ravel() // num_shown),
             pa.array(time_ms).cast(pa.timestamp("ms")),
             pa.array(["production", "random"]).take(pa.array(sessions.is_random[row].astype(np.int8))),
             pa.array(["home", "explore"]).take(pa.array(sessions.is_explore[row].astype(np.int8))),
-            pa.array(position.astype(np.int32)),
+            pa.array(np.tile(np.arange(1, num_shown + 1, dtype=np.int32), num_sessions)),
             members.id.take(pa.array(member)),
             posts.id.take(pa.array(post)),
             creators.id.take(pa.array(creator)),
@@ -126,39 +117,33 @@ class LogWriter:
             pa.array(age_hours.astype(np.float32)),
             pa.array(posts.length[post]),
             pa.array(creators.followers[creator]),
-            pa.array(click),
+            pa.array(click.ravel()),
         ]
         return pa.Table.from_arrays(columns, schema=IMPRESSION_SCHEMA)
 
     def _write_actions(
-        self,
-        day: int,
-        impression: NDArray[np.int64],
-        time_ms: NDArray[np.int64],
-        acted: NDArray[np.bool_],
-        rng: np.random.Generator,
+        self, visits: Visits, impression: NDArray[np.int64], acted: NDArray[np.bool_], rng: np.random.Generator
     ) -> None:
-        row, action = np.nonzero(acted)
-        delay_ms = np.clip(MEDIAN_DELAY_MS[action] * np.exp(rng.normal(0, 1.2, len(row))), 1000, MAX_DELAY_MS)
-        at_ms = time_ms[row] + delay_ms.astype(np.int64)
-        again = np.flatnonzero(rng.random(len(row)) < REPEAT_SHARE)
-        again_ms = at_ms[again] + rng.uniform(0, MAX_REPEAT_MS, len(again)).astype(np.int64)
-        at_ms = np.concatenate([at_ms, again_ms])
+        visit, place, action = np.nonzero(acted)
+        n = len(action)
+        delay_ms = np.clip(MEDIAN_DELAY_MS[action] * np.exp(rng.normal(0, 1.2, n)), 1000, MAX_DELAY_MS)
+        at_ms = visits.time_ms[visit] + delay_ms.astype(np.int64)
+        repeated = np.flatnonzero(rng.random(n) < REPEAT_SHARE)
+        repeated_ms = at_ms[repeated] + rng.uniform(0, MAX_REPEAT_MS, len(repeated)).astype(np.int64)
+        source = np.concatenate([np.arange(n), repeated])
+        at_ms = np.concatenate([at_ms, repeated_ms])
         order = np.argsort(at_ms, kind="stable")
-        source = np.concatenate([np.arange(len(row)), again])[order]
-        at_ms = at_ms[order]
-        table = pa.Table.from_arrays(
-            [
-                pa.array(impression[row[source]]),
-                pa.array(ACTIONS).take(pa.array(action[source])),
-                pa.array(at_ms).cast(pa.timestamp("ms")),
-            ],
-            schema=ACTION_SCHEMA,
-        )
-        num_today = int(np.searchsorted(at_ms, self._world.start_ms + (day + 1) * DAY_MS))
-        self._append("actions", day, table.slice(0, num_today))
+        source, at_ms = source[order], at_ms[order]
+        columns = [
+            pa.array(impression[visit, place][source]),
+            pa.array(ACTIONS).take(pa.array(action[source])),
+            pa.array(at_ms).cast(pa.timestamp("ms")),
+        ]
+        table = pa.Table.from_arrays(columns, schema=ACTION_SCHEMA)
+        num_today = int(np.searchsorted(at_ms, self._world.start_ms + (visits.day + 1) * DAY_MS))
+        self._append("actions", visits.day, table.slice(0, num_today))
         if num_today < len(table):
-            self._append("actions", day + 1, table.slice(num_today))
+            self._append("actions", visits.day + 1, table.slice(num_today))
 
     def _append(self, kind: str, day: int, table: pa.Table) -> None:
         if (kind, day) not in self._open:

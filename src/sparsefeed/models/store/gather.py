@@ -38,7 +38,7 @@ def rank_words(rows: NDArray[np.int64], capacity: int) -> NDArray[np.uint64]:
 
 
 @njit(nogil=True, cache=True)
-def gather_rows(  # noqa: PLR0917 (a compiled call takes no keywords for free)
+def gather_rows(
     table: NDArray[Any],
     overlay: NDArray[Any],
     words: NDArray[np.uint64],

@@ -64,6 +64,15 @@ def read_hps(folder: Path, dim: int) -> tuple[NDArray[np.int64], NDArray[np.floa
     return np.memmap(key_path, "<i8", "r"), np.memmap(vector_path, "<f4", "r", shape=(num_keys, dim))
 
 
+def _check_name(kind: str, name: str) -> None:
+    _check(re.fullmatch(NAME_PATTERN, name) is not None, f'{kind} "{name}": not a name; must match {NAME_PATTERN}')
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise BundleError(f"ps.json: {message}")
+
+
 @dataclass(frozen=True)
 class HpsTable:
     """One table as HPS serves it.
@@ -189,12 +198,3 @@ def ps_json(model: str, tables: Sequence[HpsTable], max_batch_size: int) -> str:
         max_batch_size=max_batch_size,
     )
     return ParameterServer((entry,)).dump()
-
-
-def _check_name(kind: str, name: str) -> None:
-    _check(re.fullmatch(NAME_PATTERN, name) is not None, f'{kind} "{name}": not a name; must match {NAME_PATTERN}')
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise BundleError(f"ps.json: {message}")

@@ -83,7 +83,7 @@ def quantise(values: NDArray[np.float32], row_format: RowFormat) -> NDArray[Any]
     num_rows, dim = rows.shape
     out = np.empty((num_rows, dim + _TAIL_BYTES), np.uint8)
     if num_rows:
-        low = rows.min(axis=1, keepdims=True)
+        low = rows.min(axis=1, keepdims=True) + np.float32(0)  # -0 becomes 0: equal rows, equal bytes
         span = rows.max(axis=1, keepdims=True) - low
         inverse = np.float32(255) / (span + np.float32(1e-8))
         out[:, :dim] = np.rint((rows - low) * inverse)

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ _KEPT = 2
 class Checkpoint(Frozen):
     """`checkpoint.json`: of what run and when."""
 
-    format: int = 1
+    format: Literal[1] = 1
     step: int  # global batches trained
     spec: str  # digest
     data: str  # digest of the training files' names and rows
@@ -128,7 +128,7 @@ def restore(path: Path, shards: list[Shard]) -> dict[str, Tensor]:
         dim = shard.values.shape[1]
         if tables.get(shard.table, (0, -1))[1] != dim:
             raise TrainError(
-                f'{path}: has no table "{shard.table}" of dim {dim}; has (rows, dim) {dict(tables)}; train from the start'
+                f'{path}: has no table "{shard.table}" of dim {dim}; has {dict(tables)}; train from the start'
             )
     for shard, file, tensor in _files(path, shards):
         rows = _open(file)[shard.row : shard.row + len(tensor)]
@@ -161,7 +161,7 @@ def load_model(path: str | Path, spec: FeedSpec) -> tuple[DenseModel, dict[str, 
     checkpoint = Checkpoint.read(path)
     if checkpoint.spec != spec.digest:
         raise TrainError(
-            f"{path}: trained with spec {checkpoint.spec}, got spec {spec.digest}; use the spec.json it was trained with"
+            f"{path}: trained with spec {checkpoint.spec}, got {spec.digest}; use the spec.json it was trained with"
         )
     model = DenseModel(spec, checkpoint.model)
     state = {name: tensor for name, tensor in _dense(path).items() if not name.startswith("adam.")}

@@ -129,7 +129,7 @@ def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: di
         if len(values) and (values.min() < 1 or values.max() >= capacity):
             got = values.min() if values.min() < 1 else values.max()
             raise DataError(
-                f'{part.path}: column "{feature.name}": got id {got}; allowed: 1 to {capacity - 1}, the rows of its table'
+                f'{part.path}: column "{feature.name}": got id {got}; allowed: 1 to {capacity - 1}, its table\'s rows'
             )
     return table
 

@@ -193,7 +193,7 @@ class _Run:
             step = self.step - len(self.losses) + int(bad[0]) + 1
             raise TrainError(
                 f"step {step}: the loss is {mean_SR[bad[0, 0]].tolist()}; lower the learning rates, or look for "
-                f"values that are not numbers in {self.job.data}; the last good checkpoint is step {self.saved or 'none'}"
+                f"values that are not numbers in {self.job.data}; the last checkpoint is of step {self.saved or 'none'}"
             )
         names = [response.name for response in self.job.spec.responses]
         self.loss = dict(zip(names, mean_SR.double().mean(dim=0).tolist(), strict=True))

@@ -154,7 +154,7 @@ def _check_out(job: Job, resume: bool) -> None:
     ):
         if got != wanted:
             raise TrainError(
-                f"{path}: cannot resume with another {what}: got {got}, the run has {wanted}; use the run's, or another folder"
+                f"{path}: cannot resume with another {what}: got {got}, the run has {wanted}; use those or another folder"
             )
 
 
@@ -185,7 +185,7 @@ def _launch(job: Job, progress: Progress) -> dict[str, Any]:
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             raise TrainError(
-                f"rank {rank} was killed by signal {-code} (9: often memory); train again with resume=True\n{_tail(job, rank)}"
+                f"rank {rank} was killed by signal {-code} (9: often memory); then resume=True\n{_tail(job, rank)}"
             )
     if failures:
         # The others fail after it, of its going.

@@ -25,11 +25,11 @@ __all__ = ["Instances", "ServingConfig", "TritonModel", "models_of"]
 
 
 class Instances(Frozen):
-    """How many processes run each step; requests beyond them wait in Triton's queue."""
+    """How many processes run each step; requests beyond them wait in Triton's queue. The defaults are for 2 cores."""
 
-    transform: int = Field(default=1, ge=1, le=64)
+    transform: int = Field(default=2, ge=1, le=64)
     hps: int = Field(default=1, ge=1, le=64)
-    dense: int = Field(default=2, ge=1, le=64)  # two of one thread each are best on 2 cores
+    dense: int = Field(default=2, ge=1, le=64)
 
 
 class ServingConfig(Frozen):

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from urllib.error import URLError
@@ -149,24 +149,29 @@ class TritonServer:
             self.stop()
             raise
 
-    def wait(self) -> int:
-        """Stay in the foreground until the server ends, and return its exit status.
+    def serve(self, on_ready: Callable[[], None]) -> int:
+        """Start, call `on_ready`, and stay in the foreground until the server ends or SIGINT or SIGTERM says so.
 
-        SIGINT and SIGTERM are passed on, so that requests in flight finish (2-5 s). Main thread only.
+        Requests in flight finish. Main thread only, for its signals.
+
+        Returns:
+            0 when it was asked to end, else the status the server ended with.
         """
-        process = self._process
-        if process is None:
-            raise ServeError("tritonserver: not started; enter the `with` block first")
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            process.send_signal(signal.SIGTERM)
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            raise KeyboardInterrupt
 
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Before the start, so that no moment is left in which a SIGTERM would orphan the server.
+        before = signal.signal(signal.SIGTERM, interrupt)
         try:
-            return process.wait()
+            with self:
+                assert self._process is not None
+                on_ready()
+                return self._process.wait()
+        except KeyboardInterrupt:
+            return 0
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGTERM, before)
 
     def stop(self) -> None:
         """SIGTERM, so that requests in flight finish; SIGKILL after 30 s. Doing it twice is no error."""

@@ -1,0 +1,131 @@
+"""Export: a checkpoint and the ETL's artefacts -> one immutable bundle (docs/contracts/bundle.md).
+
+The bundle's id is the last trained day and a digest of what went in, so exporting the same thing twice
+gives the same bundle and another thing never takes its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sparsefeed import __version__
+from sparsefeed.errors import DataError
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models.bundle import Manifest, open_version, publish_version, set_current
+from sparsefeed.models.calibration import Calibration
+from sparsefeed.models.onnx import export_dense
+from sparsefeed.models.store.rows import RowFormat
+from sparsefeed.models.store.store import write_tables
+from sparsefeed.models.torchrec.checkpoint import Checkpoint, load_model
+from sparsefeed.progress import Progress, silent
+
+__all__ = ["export_bundle"]
+
+
+def export_bundle(
+    checkpoint: Path,
+    data: Path,
+    root: Path,
+    *,
+    row_format: RowFormat = "fp32",
+    calibration: Calibration | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> str:
+    """Write a bundle and point `current` at it.
+
+    Args:
+        checkpoint: of a finished training (models.torchrec.checkpoint).
+        data: the ETL folder it was trained on.
+        root: of bundles; holds `versions/` and `current`.
+        row_format: of the embedding rows.
+        calibration: baked into dense.onnx; None leaves the logits as they are.
+        metrics: for metrics.json and the model card.
+        progress: told of the files.
+
+    Returns:
+        The bundle's id.
+
+    Raises:
+        DataError: the ETL folder is unfinished.
+        TrainError: the checkpoint is of another spec.
+        BundleError: the bundle cannot be written; what was there before is untouched.
+    """
+    try:
+        etl = json.loads((data / "etl.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{data}: no etl.json ({error}); run the ETL to its end") from error
+    spec = FeedSpec.load(data / "spec.json")
+    calibration = calibration or Calibration.identity(spec)
+    metrics = dict(metrics or {})
+    model, tables = load_model(checkpoint, spec)
+    said = Checkpoint.read(checkpoint)
+    written = datetime.fromtimestamp((checkpoint / "checkpoint.json").stat().st_mtime, timezone.utc)
+    digest = hashlib.sha256()
+    for part in (
+        (checkpoint / "checkpoint.json").read_bytes(),
+        (checkpoint / "dense.safetensors").read_bytes(),
+        json.dumps([etl["fingerprint"], row_format, __version__, metrics], sort_keys=True).encode(),
+        calibration.model_dump_json().encode(),
+    ):
+        digest.update(hashlib.sha256(part).digest())
+    bundle = f"{etl['train_days'][-1].replace('-', '')}-{digest.hexdigest()[:8]}"
+    manifest = Manifest(
+        id=bundle,
+        created=written.isoformat(timespec="seconds"),
+        code_version=__version__,
+        spec_digest=spec.digest,
+        step=said.step,
+        trained_days=tuple(etl["train_days"]),
+        row_format=row_format,
+    )
+
+    def build(folder: Path) -> None:
+        manifest.save(folder)
+        (folder / "spec.json").write_text(spec.dump(), "utf-8")
+        for name in ("ids", "transform", "snapshot"):
+            shutil.copytree(data / name, folder / name)
+        if spec.ips != "none":
+            shutil.copyfile(data / "ips.parquet", folder / "ips.parquet")
+        export_dense(model, spec, calibration, folder / "dense.onnx")
+        calibration.save(folder / "calibration.json")
+        write_tables(folder / "tables", tables, row_format, [table.name for table in spec.tables])
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n", "utf-8")
+        (folder / "MODEL_CARD.md").write_text(_model_card(spec, manifest, etl, metrics), "utf-8")
+
+    publish_version(root, bundle, build, progress)
+    set_current(root, bundle)
+    return open_version(root, bundle).id
+
+
+def _model_card(spec: FeedSpec, manifest: Manifest, etl: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    lines = [
+        f"# {spec.name}: bundle {manifest.id}",
+        "",
+        f"A gated DCN-v2 ranker for {', '.join(r.name for r in spec.responses)}; made {manifest.created} by sparsefeed "
+        f"{manifest.code_version}, training step {manifest.step}, rows stored as {manifest.row_format}.",
+        "",
+        f"- Trained on {etl['num_train_rows']:,} impressions of {etl['train_days'][0]} to {etl['train_days'][-1]}, "
+        f"evaluated on {', '.join(etl['eval_days'])}.",
+        f"- Ids with a row of their own: {', '.join(f'{n:,} of table {t}' for t, n in etl['num_ids'].items())}. "
+        "Others share hashed rows and are flagged in every answer.",
+        f"- Weights: {'none' if spec.ips == 'none' else 'inverse propensity per surface, position and response'}.",
+        "- Not for: members or posts of another platform, decisions about persons, ranking under another policy's positions "
+        "without new random sessions.",
+    ]
+    responses = metrics.get("responses", {})
+    if responses:
+        lines += ["", "| response | AUC | log loss | predicted/actual |", "|---|---|---|---|"]
+        for name, models in responses.items():
+            quality = next(iter(models.values()))
+            lines.append(
+                f"| {name} | {quality['auc']:.4f} | {quality['log_loss']:.4f} | {quality['predicted_over_actual']:.3f} |"
+            )
+        lines += ["", "Measured on random sessions of the evaluation days, before calibration."]
+    return "\n".join(lines) + "\n"

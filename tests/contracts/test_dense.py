@@ -1,0 +1,118 @@
+"""docs/contracts/dense.md, sentence by sentence, on the golden graph of fixtures/dense.
+
+The graph, its inputs and its answers were written once (2 members, 5 candidates); a change of the signature or of
+the arithmetic shows here before it reaches a server. The spec beside it has every kind of feature on both sides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
+from sparsefeed.models.calibration import MAX_LOGIT, Calibration, Platt
+from sparsefeed.models.dense import DenseModel, ModelConfig
+from sparsefeed.models.onnx import export_dense, input_names
+
+GOLDEN = Path(__file__).parent / "fixtures" / "dense"
+
+
+@pytest.fixture(scope="module")
+def spec() -> FeedSpec:
+    return FeedSpec.load(GOLDEN / "spec.json")
+
+
+@pytest.fixture(scope="module")
+def session() -> Any:
+    return onnxruntime.InferenceSession(GOLDEN / "dense.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def inputs(session: Any) -> dict[str, np.ndarray]:
+    return {i.name: np.load(GOLDEN / f"{i.name}.npy") for i in session.get_inputs()}
+
+
+def run(session: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    (probability,) = session.run(["probability"], inputs)
+    return probability
+
+
+def test_1_inputs_stand_in_order_dense_then_member_index_then_lookups(spec: FeedSpec, session: Any) -> None:
+    expected = ["member_dense", "candidate_dense", "member_index"]
+    for feature in spec.lookups:
+        expected += [f"emb_{feature.name}"] + ([] if isinstance(feature, IdFeature) else [f"len_{feature.name}"])
+    assert [i.name for i in session.get_inputs()] == expected == list(input_names(spec))
+
+
+def test_2_types_and_shapes_are_the_tables_and_m_n_are_dynamic(spec: FeedSpec, session: Any) -> None:
+    got = {i.name: (i.type, i.shape) for i in session.get_inputs()}
+    assert got["member_dense"] == ("tensor(float)", ["m", len(spec.of_kind("dense", side="member"))])
+    assert got["candidate_dense"] == ("tensor(float)", ["n", len(spec.of_kind("dense", side="candidate"))])
+    assert got["member_index"] == ("tensor(int64)", ["n"])
+    for feature in spec.lookups:
+        axis = "m" if side_of(feature) == "member" else "n"
+        length = [] if isinstance(feature, IdFeature) else [feature.max_length]
+        assert got[f"emb_{feature.name}"] == ("tensor(float)", [axis, *length, spec.table_of(feature).dim])
+        if length:
+            assert got[f"len_{feature.name}"] == ("tensor(int64)", [axis])
+
+
+def test_2_one_member_of_many_candidates_equals_the_member_repeated(spec: FeedSpec, session: Any, inputs: dict[str, np.ndarray]) -> None:
+    member = {"member_dense", *(f"{p}_{f.name}" for f in spec.lookups if side_of(f) == "member" for p in ("emb", "len"))}
+    once = {k: v[:1] if k in member else v for k, v in inputs.items()} | {"member_index": np.zeros(5, np.int64)}
+    repeated = {k: np.repeat(v[:1], 5, axis=0) if k in member else v for k, v in inputs.items()}
+    repeated["member_index"] = np.arange(5)
+    np.testing.assert_allclose(run(session, once), run(session, repeated), atol=1e-7)
+
+
+def test_3_probability_is_n_by_responses_and_as_it_was_written(spec: FeedSpec, session: Any, inputs: dict[str, np.ndarray]) -> None:
+    (output,) = session.get_outputs()
+    assert (output.name, output.type, output.shape) == ("probability", "tensor(float)", ["n", len(spec.responses)])
+    np.testing.assert_allclose(run(session, inputs), np.load(GOLDEN / "probability.npy"), atol=1e-6)
+
+
+def test_3_the_farthest_logit_stays_inside_zero_and_one(spec: FeedSpec, tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
+    far = {"click": Platt(scale=1, shift=1e6), "like": Platt(scale=1, shift=-1e6)}
+    export_dense(DenseModel(spec, ModelConfig(hidden=(4,))), spec, Calibration(responses=far), tmp_path / "dense.onnx")
+    probability = run(onnxruntime.InferenceSession(tmp_path / "dense.onnx"), inputs)
+    assert ((probability > 0) & (probability < 1)).all()
+    np.testing.assert_allclose(probability[:, 1], 1 / (1 + np.exp(MAX_LOGIT)), rtol=1e-3)
+
+
+def test_4_a_mean_divides_by_the_length_given_and_a_sum_does_not(spec: FeedSpec, session: Any, inputs: dict[str, np.ndarray]) -> None:
+    before = run(session, inputs)
+    pooling = {f.name: f.pooling for f in spec.lookups if not isinstance(f, IdFeature)}
+    assert set(pooling.values()) == {"mean", "sum"}
+    for name, how in pooling.items():
+        rows, length = f"emb_{name}", f"len_{name}"
+        doubled = inputs | {rows: 2 * inputs[rows], length: 2 * np.maximum(inputs[length], 1)}
+        same = np.allclose(run(session, doubled), before, atol=1e-6)
+        assert same == (how == "mean")
+        one_for_none = inputs | {length: np.where(inputs[length] == 0, 1, inputs[length])}
+        np.testing.assert_allclose(run(session, one_for_none), before, atol=1e-7)
+
+
+def test_5_a_candidate_scores_alone_what_it_scores_among_others(spec: FeedSpec, session: Any, inputs: dict[str, np.ndarray]) -> None:
+    whole = run(session, inputs)
+    candidates = {"member_index", "candidate_dense"}
+    candidates |= {f"{p}_{f.name}" for f in spec.lookups if side_of(f) == "candidate" for p in ("emb", "len")}
+    for i in range(5):
+        alone = run(session, {k: v[i : i + 1] if k in candidates else v for k, v in inputs.items()})
+        np.testing.assert_allclose(alone[0], whole[i], atol=1e-6)
+
+
+def test_6_scale_and_shift_are_baked_into_the_graph(spec: FeedSpec, tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
+    golden = Calibration.load(GOLDEN / "calibration.json")
+    assert [*golden.responses] == [r.name for r in spec.responses]
+    model = DenseModel(spec, ModelConfig(hidden=(4,)))
+    logits = {}
+    for name, calibration in (("plain", Calibration.identity(spec)), ("scaled", golden)):
+        export_dense(model, spec, calibration, tmp_path / f"{name}.onnx")
+        p = run(onnxruntime.InferenceSession(tmp_path / f"{name}.onnx"), inputs).astype(np.float64)
+        logits[name] = np.log(p / (1 - p))
+    scale, shift = golden.lines()
+    np.testing.assert_allclose(logits["scaled"], logits["plain"] * scale + shift, atol=1e-5)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsefeed.errors import DataError
+from sparsefeed.models import baselines, metrics
+
+
+def test_the_constant_is_the_weighted_rate() -> None:
+    labels = np.array([[1, 0], [0, 0], [0, 1]], np.float32)
+    weights = np.array([[2, 1], [1, 1], [1, 2]], np.float32)
+    predicted = baselines.constant(labels, weights, 4)
+    assert predicted.shape == (4, 2)
+    np.testing.assert_allclose(predicted, [[0.5, 0.5]] * 4)
+
+
+def planted(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    dense = random.normal(size=(rows, 3)).astype(np.float32)
+    truth = 1 / (1 + np.exp(-np.stack([2 * dense[:, 0], -2 * dense[:, 1]], axis=1)))
+    return dense, (random.random((rows, 2)) < truth).astype(np.float32), truth
+
+
+def test_trees_find_the_dense_feature_that_decides_each_response() -> None:
+    dense, labels, _ = planted(4000, 0)
+    dense_eval, _, truth = planted(1000, 1)
+    predicted = baselines.trees(dense, labels, np.ones_like(labels), dense_eval, num_trees=30, num_leaves=7)
+    for response in range(2):
+        ceiling = metrics.auc(truth[:, response], truth[:, response])
+        assert metrics.auc(truth[:, response], predicted[:, response]) > ceiling - 0.02
+
+
+def test_trees_follow_the_weights() -> None:
+    dense, labels, _ = planted(4000, 0)
+    weights = np.where(labels == 1, 3.0, 1.0).astype(np.float32)
+    plain = baselines.trees(dense, labels, np.ones_like(labels), dense, num_trees=20, num_leaves=7)
+    heavy = baselines.trees(dense, labels, weights, dense, num_trees=20, num_leaves=7)
+    # Positives that count threefold make a rate of a half one of three quarters.
+    np.testing.assert_allclose(plain.mean(0), 0.5, atol=0.05)
+    np.testing.assert_allclose(heavy.mean(0), 0.75, atol=0.05)
+
+
+def test_the_same_seed_gives_the_same_trees() -> None:
+    dense, labels, _ = planted(500, 0)
+    first, second = (baselines.trees(dense, labels, np.ones_like(labels), dense, num_trees=5, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_trees_without_a_dense_feature_are_refused() -> None:
+    with pytest.raises(DataError, match="no dense feature"):
+        baselines.trees(np.zeros((4, 0), np.float32), np.zeros((4, 1)), np.ones((4, 1)), np.zeros((1, 0), np.float32))

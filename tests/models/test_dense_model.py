@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sparsefeed.errors import SpecError
+from sparsefeed.etl.spec import FeedSpec, validate
+from sparsefeed.models.dense import CrossLayer, DenseModel, GatedLayer, ModelConfig
+
+CONFIG = ModelConfig(hidden=(6, 5), cross_layers=2, cross_rank=3)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().numpy().astype(np.float64)
+
+
+def pooled_of(spec: FeedSpec, rows: int) -> dict[str, torch.Tensor]:
+    return {f.name: torch.randn(rows, spec.table_of(f).dim) for f in spec.lookups}
+
+
+def test_a_gated_layer_is_relu_of_one_map_times_sigmoid_of_another() -> None:
+    torch.manual_seed(0)
+    layer, h = GatedLayer(4, 3), torch.randn(7, 4)
+    w, b = as_numpy(layer.linear.weight), as_numpy(layer.linear.bias)
+    x = as_numpy(h)
+    expected = np.maximum(x @ w[:3].T + b[:3], 0) * sigmoid(x @ w[3:].T + b[3:])
+    np.testing.assert_allclose(as_numpy(layer(h)), expected, atol=1e-6)
+
+
+def test_without_a_gate_the_layer_is_relu_alone() -> None:
+    torch.manual_seed(0)
+    layer, h = GatedLayer(4, 3, gate=False), torch.randn(7, 4)
+    expected = np.maximum(as_numpy(h) @ as_numpy(layer.linear.weight).T + as_numpy(layer.linear.bias), 0)
+    np.testing.assert_allclose(as_numpy(layer(h)), expected, atol=1e-6)
+
+
+def test_a_cross_layer_is_the_low_rank_formula() -> None:
+    torch.manual_seed(0)
+    layer, x0, x = CrossLayer(5, 2), torch.randn(7, 5), torch.randn(7, 5)
+    v, u, b = as_numpy(layer.project.weight), as_numpy(layer.expand.weight), as_numpy(layer.expand.bias)
+    assert v.shape == (2, 5)
+    assert u.shape == (5, 2)
+    expected = as_numpy(x0) * (as_numpy(x) @ v.T @ u.T + b) + as_numpy(x)
+    np.testing.assert_allclose(as_numpy(layer(x0, x)), expected, atol=1e-6)
+
+
+def test_the_model_is_cross_and_deep_side_by_side_under_one_linear_head(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    model = DenseModel(spec, CONFIG)
+    pooled, member, candidate = pooled_of(spec, 4), torch.randn(4, 1), torch.randn(4, 1)
+    x0 = torch.cat([member, candidate, *(pooled[f.name] for f in spec.lookups)], dim=1)
+    x = h = x0
+    for cross in model.cross:
+        x = cross(x0, x)
+    for layer in model.deep:
+        h = layer(h)
+    expected = np.concatenate([as_numpy(x), as_numpy(h)], 1) @ as_numpy(model.head.weight).T + as_numpy(model.head.bias)
+    np.testing.assert_allclose(as_numpy(model(pooled, member, candidate)), expected, atol=1e-5)
+
+
+def test_the_order_of_the_pooled_mapping_is_of_no_account(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    model = DenseModel(spec, CONFIG)
+    pooled, member, candidate = pooled_of(spec, 4), torch.randn(4, 1), torch.randn(4, 1)
+    backwards = dict(reversed(pooled.items()))
+    assert list(backwards) != list(pooled)
+    torch.testing.assert_close(model(backwards, member, candidate), model(pooled, member, candidate), rtol=0, atol=0)
+
+
+def test_a_row_scores_the_same_alone_and_in_a_batch(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    model = DenseModel(spec, CONFIG)
+    pooled, member, candidate = pooled_of(spec, 9), torch.randn(9, 1), torch.randn(9, 1)
+    whole = model(pooled, member, candidate)
+    for i in range(9):
+        alone = model({k: v[i : i + 1] for k, v in pooled.items()}, member[i : i + 1], candidate[i : i + 1])
+        torch.testing.assert_close(alone[0], whole[i], rtol=1e-5, atol=1e-6)
+
+
+def test_every_input_reaches_every_logit(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    model = DenseModel(spec, CONFIG)
+    pooled, dense = pooled_of(spec, 3), [torch.randn(3, 1) for _ in range(2)]
+    inputs = [*pooled.values(), *dense]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    logits = model(pooled, *dense)
+    assert logits.shape == (3, 2)
+    for response in range(2):
+        for gradient in torch.autograd.grad(logits[:, response].sum(), inputs, retain_graph=True):
+            assert (gradient != 0).any()
+
+
+def test_an_untrained_model_starts_at_the_rates_it_is_given(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    model = DenseModel(spec, CONFIG)
+    model.start_at([0.02, 0.0])
+    zeros = {name: torch.zeros_like(value) for name, value in pooled_of(spec, 1).items()}
+    # Zero inputs leave the head's bias and what the layers' own biases add.
+    model.head.weight.data.zero_()
+    probability = torch.sigmoid(model(zeros, torch.zeros(1, 1), torch.zeros(1, 1)))[0].tolist()
+    assert probability[0] == pytest.approx(0.02, rel=1e-5)
+    assert 0 < probability[1] < 1e-5
+
+
+def test_no_cross_layers_is_a_plain_gated_network(spec: FeedSpec) -> None:
+    model = DenseModel(spec, ModelConfig(hidden=(4,), cross_layers=0))
+    assert len(model.cross) == 0
+    assert model(pooled_of(spec, 2), torch.zeros(2, 1), torch.zeros(2, 1)).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("field", "value"), [("hidden", []), ("hidden", [0]), ("cross_rank", 0), ("gates", True)])
+def test_a_shape_that_cannot_be_built_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(SpecError, match=field):
+        validate(ModelConfig, {field: value})

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from sparsefeed.errors import SpecError
+from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
+from sparsefeed.models.calibration import Calibration, Platt
+from sparsefeed.models.dense import DenseModel, ModelConfig
+from sparsefeed.models.onnx import export_dense, input_names
+
+CALIBRATION = Calibration(responses={"click": Platt(scale=0.7, shift=-0.4), "like": Platt(scale=1.3, shift=0.2)})
+
+
+def inputs_of(spec: FeedSpec, members: int, candidates: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs of docs/contracts/dense.md; list rows beyond their length are zero."""
+    random = np.random.default_rng(seed)
+    inputs: dict[str, np.ndarray] = {"member_index": random.integers(0, members, candidates)}
+    for side, count in (("member", members), ("candidate", candidates)):
+        if dense := spec.of_kind("dense", side=side):
+            inputs[f"{side}_dense"] = random.normal(size=(count, len(dense))).astype(np.float32)
+    for feature in spec.lookups:
+        count = members if side_of(feature) == "member" else candidates
+        dim = spec.table_of(feature).dim
+        if isinstance(feature, IdFeature):
+            inputs[f"emb_{feature.name}"] = random.normal(size=(count, dim)).astype(np.float32)
+            continue
+        length = random.integers(0, feature.max_length + 1, count)
+        rows = random.normal(size=(count, feature.max_length, dim)).astype(np.float32)
+        rows[np.arange(feature.max_length)[None, :] >= length[:, None]] = 0
+        inputs |= {f"emb_{feature.name}": rows, f"len_{feature.name}": length}
+    return inputs
+
+
+def probability_in_torch(spec: FeedSpec, model: DenseModel, calibration: Calibration, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The contract, step by step in numpy, with the model itself in torch."""
+    index = inputs["member_index"]
+    pooled = {}
+    for feature in spec.lookups:
+        vector = inputs[f"emb_{feature.name}"].astype(np.float64)
+        if not isinstance(feature, IdFeature):
+            vector = vector.sum(1)
+            if feature.pooling == "mean":
+                vector /= np.maximum(inputs[f"len_{feature.name}"], 1)[:, None]
+        vector = vector[index] if side_of(feature) == "member" else vector
+        pooled[feature.name] = torch.from_numpy(vector.astype(np.float32))
+    none = np.zeros((len(index), 0), np.float32)
+    member = inputs["member_dense"][index] if "member_dense" in inputs else none
+    with torch.inference_mode():
+        logits = model(pooled, torch.from_numpy(member), torch.from_numpy(inputs.get("candidate_dense", none)))
+    return calibration.probability(logits.numpy())
+
+
+def export(spec: FeedSpec, path: Path, calibration: Calibration = CALIBRATION) -> tuple[DenseModel, Any]:
+    torch.manual_seed(0)
+    model = DenseModel(spec, ModelConfig(hidden=(8, 4), cross_rank=3)).eval()
+    export_dense(model, spec, calibration, path / "dense.onnx")
+    return model, onnxruntime.InferenceSession(path / "dense.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(("members", "candidates"), [(1, 1), (1, 500), (3, 7), (5, 1)])
+def test_the_graph_gives_the_models_calibrated_probability(spec: FeedSpec, tmp_path: Path, members: int, candidates: int) -> None:
+    model, session = export(spec, tmp_path)
+    inputs = inputs_of(spec, members, candidates)
+    (got,) = session.run(["probability"], inputs)
+    np.testing.assert_allclose(got, probability_in_torch(spec, model, CALIBRATION, inputs), atol=1e-6)
+
+
+def test_a_spec_without_dense_features_or_lists_exports_too(tmp_path: Path) -> None:
+    spec = FeedSpec.parse(
+        {
+            "name": "bare",
+            "tables": [{"name": "post", "dim": 4}],
+            "features": [{"kind": "id", "name": "post_id", "table": "post", "side": "candidate"}],
+            "responses": [{"name": "click", "column": "click"}],
+            "logs": {"member": None},
+        }
+    )
+    calibration = Calibration.identity(spec)
+    model, session = export(spec, tmp_path, calibration)
+    inputs = inputs_of(spec, 1, 6)
+    assert [i.name for i in session.get_inputs()] == ["member_index", "emb_post_id"] == list(input_names(spec))
+    (got,) = session.run(["probability"], inputs)
+    np.testing.assert_allclose(got, probability_in_torch(spec, model, calibration, inputs), atol=1e-6)
+
+
+def test_export_leaves_a_model_in_training_in_training(spec: FeedSpec, tmp_path: Path) -> None:
+    model = DenseModel(spec, ModelConfig(hidden=(4,))).train()
+    export_dense(model, spec, CALIBRATION, tmp_path / "dense.onnx")
+    assert model.training
+
+
+def test_a_calibration_of_other_responses_is_refused(spec: FeedSpec, tmp_path: Path) -> None:
+    swapped = Calibration(responses=dict(reversed(CALIBRATION.responses.items())))
+    with pytest.raises(SpecError, match=r"\['like', 'click'\]"):
+        export_dense(DenseModel(spec, ModelConfig()), spec, swapped, tmp_path / "dense.onnx")
+    assert not (tmp_path / "dense.onnx").exists()

@@ -33,18 +33,16 @@ def values(dim: int, num_rows: int = CAPACITY_ROWS, seed: int = 0) -> NDArray[np
 
 def manifest(id: str = "v1", **changes: Any) -> Manifest:
     """The manifest of a full training; `changes` replace fields."""
-    return Manifest(
-        **{
-            "id": id,
-            "created": "2026-11-02T03:00:00Z",
-            "code_version": "0.1.0",
-            "spec_digest": SPEC_DIGEST,
-            "step": 1000,
-            "trained_days": ("2026-11-01",),
-            "row_format": "int8",
-        }
-        | changes
-    )
+    fields: dict[str, Any] = {
+        "id": id,
+        "created": "2026-11-02T03:00:00Z",
+        "code_version": "0.1.0",
+        "spec_digest": SPEC_DIGEST,
+        "step": 1000,
+        "trained_days": ("2026-11-01",),
+        "row_format": "int8",
+    }
+    return Manifest(**fields | changes)
 
 
 def fill(folder: Path, id: str = "v1", row_format: RowFormat = "int8", seed: int = 0) -> None:

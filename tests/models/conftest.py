@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,9 @@ def spec() -> FeedSpec:
 def write_etl(spec: FeedSpec) -> Callable[..., Written]:
     """Write an ETL folder: the post's row, and nothing else, decides both responses."""
 
-    def write(path: Path, train_rows: int = 1024, eval_rows: int = 256, num_files: int = 2, group_rows: int = 200) -> Written:
+    def write(
+        path: Path, train_rows: int = 1024, eval_rows: int = 256, num_files: int = 2, group_rows: int = 200
+    ) -> Written:
         random = np.random.default_rng(7)
         logit_of_post = random.normal(0, 2, CAPACITY_ROWS["post"])
         truth = {}
@@ -85,8 +88,10 @@ def write_etl(spec: FeedSpec) -> Callable[..., Written]:
             table_ = pa.table(columns)
             (path / split).mkdir(parents=True)
             bounds = np.linspace(0, rows, num_files + 1).astype(int)
-            for i, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
-                pq.write_table(table_.slice(low, high - low), path / split / f"part-{i}.parquet", row_group_size=group_rows)
+            for i, (low, high) in enumerate(pairwise(bounds)):
+                pq.write_table(
+                    table_.slice(low, high - low), path / split / f"part-{i}.parquet", row_group_size=group_rows
+                )
         (path / "spec.json").write_text(spec.dump())
         (path / "etl.json").write_text(json.dumps({"capacity_rows": CAPACITY_ROWS, "num_rows": CAPACITY_ROWS}))
         return Written(path, spec, truth)

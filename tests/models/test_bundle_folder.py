@@ -258,5 +258,5 @@ def test_a_bundle_cannot_be_changed_in_memory(root: Path) -> None:
     with pytest.raises(AttributeError):
         bundle.digest = ""  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
-        bundle.manifest.step = 2  # type: ignore[misc]
+        bundle.manifest.step = 2
     assert Manifest.load(bundle.path) == bundle.manifest

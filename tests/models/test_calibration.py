@@ -29,7 +29,9 @@ def test_fitted_predictions_sum_to_the_labels_under_the_weights(spec: FeedSpec) 
     np.testing.assert_allclose((weights * p).sum(0), (weights * labels).sum(0), atol=5)
 
 
-@pytest.mark.parametrize("labels", [np.zeros((50, 2)), np.ones((50, 2)), np.repeat(np.arange(50) >= 25, 2).reshape(50, 2)])
+@pytest.mark.parametrize(
+    "labels", [np.zeros((50, 2)), np.ones((50, 2)), np.repeat(np.arange(50) >= 25, 2).reshape(50, 2)]
+)
 def test_rows_of_one_class_or_separable_give_finite_lines(spec: FeedSpec, labels: np.ndarray) -> None:
     logits = np.repeat(np.linspace(-5, 5, 50), 2).reshape(50, 2)
     fitted = Calibration.fit(spec, logits, labels.astype(float))
@@ -49,7 +51,9 @@ def test_a_calibration_is_read_as_it_was_written(spec: FeedSpec, tmp_path: Path)
     assert Calibration.load(tmp_path / "calibration.json") == written
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"responses": {"click": {"scale": "x"}}}', '{"responses": {"click": {"scale": NaN}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"responses": {"click": {"scale": "x"}}}', '{"responses": {"click": {"scale": NaN}}}']
+)
 def test_a_file_that_is_no_calibration_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(text)

@@ -99,7 +99,12 @@ def test_the_curve_of_the_truth_lies_on_the_diagonal() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "scores", "said"),
-    [([1, 0], [0.5], "one length"), ([], [], "at least 1"), ([[1], [0]], [[1], [2]], "one-dimensional"), ([1, 0], [np.nan, 0], "NaN")],
+    [
+        ([1, 0], [0.5], "one length"),
+        ([], [], "at least 1"),
+        ([[1], [0]], [[1], [2]], "one-dimensional"),
+        ([1, 0], [np.nan, 0], "NaN"),
+    ],
 )
 def test_columns_that_do_not_fit_are_refused(labels: list[float], scores: list[float], said: str) -> None:
     with pytest.raises(DataError, match=said):

@@ -37,7 +37,9 @@ def inputs_of(spec: FeedSpec, members: int, candidates: int, seed: int = 0) -> d
     return inputs
 
 
-def probability_in_torch(spec: FeedSpec, model: DenseModel, calibration: Calibration, inputs: dict[str, np.ndarray]) -> np.ndarray:
+def probability_in_torch(
+    spec: FeedSpec, model: DenseModel, calibration: Calibration, inputs: dict[str, np.ndarray]
+) -> np.ndarray:
     """The contract, step by step in numpy, with the model itself in torch."""
     index = inputs["member_index"]
     pooled = {}
@@ -64,7 +66,9 @@ def export(spec: FeedSpec, path: Path, calibration: Calibration = CALIBRATION) -
 
 
 @pytest.mark.parametrize(("members", "candidates"), [(1, 1), (1, 500), (3, 7), (5, 1)])
-def test_the_graph_gives_the_models_calibrated_probability(spec: FeedSpec, tmp_path: Path, members: int, candidates: int) -> None:
+def test_the_graph_gives_the_models_calibrated_probability(
+    spec: FeedSpec, tmp_path: Path, members: int, candidates: int
+) -> None:
     model, session = export(spec, tmp_path)
     inputs = inputs_of(spec, members, candidates)
     (got,) = session.run(["probability"], inputs)

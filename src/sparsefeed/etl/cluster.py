@@ -35,7 +35,10 @@ def use_gpu(config: ClusterConfig) -> bool:
 
 @contextmanager
 def open_cluster(config: ClusterConfig) -> Iterator[Any]:
-    """A distributed client that is Merlin's global client while open; closed with its cluster afterwards."""
+    """A distributed client that is Merlin's global client while open; None with no workers."""
+    if config.workers == 0 and not config.address and not use_gpu(config):
+        yield None  # Merlin runs partition by partition in this process
+        return
     import dask
     from distributed import Client, LocalCluster
     from merlin.core.utils import set_dask_client

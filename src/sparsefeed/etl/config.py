@@ -12,7 +12,7 @@ __all__ = ["ClusterConfig", "EtlConfig"]
 class ClusterConfig(Frozen):
     """Where ETL runs."""
 
-    workers: int = Field(default=2, ge=1)  # worker processes; on GPUs one per device whatever is said here
+    workers: int = Field(default=2, ge=0)  # processes, 0: this one; on GPUs one per device whatever is said here
     address: str | None = None  # of a running scheduler, "tcp://host:port"; None starts a cluster here
     gpu: bool | None = None  # None: if cuDF and a device are there
 

@@ -60,7 +60,7 @@ def run(
     days = logs.days
     if len(days) <= config.eval_days:
         raise DataError(
-            f"{logs_root}: {len(days)} days of impressions, and eval_days = {config.eval_days}; none is left to train on"
+            f"{logs_root}: {len(days)} days of impressions, eval_days = {config.eval_days}: none is left to train on"
         )
     started = time.perf_counter()
     partial = out.with_name(f".{out.name}.partial")

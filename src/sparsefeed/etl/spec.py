@@ -326,8 +326,9 @@ def validate(model: type[Model], value: object, where: str = "") -> Model:
 def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
     lines = []
     for fault in error.errors():
-        kinds = {"id", "ids", "dense", "history"}
-        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"] if p not in kinds).lstrip(".")
+        if "literal['none']" in fault["loc"]:
+            continue  # the other branch of `ips: none` has its own, better line
+        path = _path(fault["loc"])
         if fault["type"] == "extra_forbidden":
             got = str(fault["loc"][-1])
             lines.append(f'{path}: "{got}" is not a key{did_you_mean(got, _keys_at(model, fault["loc"][:-1]))}')
@@ -339,6 +340,22 @@ def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
         else:
             lines.append(f"{path}: got {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}")
     return lines
+
+
+def _path(parts: tuple[int | str, ...]) -> str:
+    """Render `features[3].table`, without the tags of unions, which nobody wrote."""
+    path = ""
+    for before, part in pairwise((None, *parts)):
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part is not None and not _is_tag(before, part):
+            path += f".{part}"
+    return path.lstrip(".")
+
+
+def _is_tag(before: int | str | None, part: str) -> bool:
+    kind = isinstance(before, int) and part in ("id", "ids", "dense", "history")
+    return kind or part == Ips.__name__ or part.startswith("function-")
 
 
 def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sparsefeed.etl.kernels.history import latest
 from sparsefeed.etl.snapshot import SnapshotSide
 
-__all__ = ["Keys", "SideState"]
+__all__ = ["Keys", "LastKnown"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class SideState:
+class LastKnown:
     """One row per member or post: its last features and when they were logged.
 
     Attributes:
@@ -74,7 +74,7 @@ class SideState:
         tie: NDArray[np.int64],
         dense: NDArray[np.float32],
         ids: Mapping[str, Keys],
-    ) -> SideState:
+    ) -> LastKnown:
         """The last row of every key."""
         keys, index = latest(key, time_ms, tie)
         return cls(
@@ -82,7 +82,7 @@ class SideState:
         )
 
     @classmethod
-    def merge(cls, parts: Sequence[SideState]) -> SideState:
+    def merge(cls, parts: Sequence[LastKnown]) -> LastKnown:
         """The last row of every key over all parts."""
         return cls.of_rows(
             np.concatenate([p.key for p in parts]),

@@ -51,7 +51,7 @@ def trees(
     }  # fmt: skip
     probabilities_ER = np.empty((len(dense_eval_ED), labels_NR.shape[1]), np.float32)
     for response in range(labels_NR.shape[1]):
-        rows = lightgbm.Dataset(dense_ND, labels_NR[:, response], weight=weights_NR[:, response], free_raw_data=False)
+        rows = lightgbm.Dataset(dense_ND, labels_NR[:, response].copy(), weight=weights_NR[:, response].copy())
         model = lightgbm.train(parameters, rows, num_boost_round=num_trees)
         probabilities_ER[:, response] = model.predict(dense_eval_ED)
     return probabilities_ER

@@ -116,16 +116,15 @@ def _model_card(spec: FeedSpec, manifest: Manifest, etl: Mapping[str, Any], metr
         f"- Ids with a row of their own: {', '.join(f'{n:,} of table {t}' for t, n in etl['num_ids'].items())}. "
         "Others share hashed rows and are flagged in every answer.",
         f"- Weights: {'none' if spec.ips == 'none' else 'inverse propensity per surface, position and response'}.",
-        "- Not for: members or posts of another platform, decisions about persons, ranking under another policy's positions "
-        "without new random sessions.",
+        "- Not for: members or posts of another platform, decisions about persons, another policy's positions without "
+        "new random sessions.",
     ]
     responses = metrics.get("responses", {})
     if responses:
         lines += ["", "| response | AUC | log loss | predicted/actual |", "|---|---|---|---|"]
         for name, models in responses.items():
             quality = next(iter(models.values()))
-            lines.append(
-                f"| {name} | {quality['auc']:.4f} | {quality['log_loss']:.4f} | {quality['predicted_over_actual']:.3f} |"
-            )
+            figures = (quality["auc"], quality["log_loss"], quality["predicted_over_actual"])
+            lines.append(f"| {name} | {' | '.join(f'{figure:.4f}' for figure in figures)} |")
         lines += ["", "Measured on random sessions of the evaluation days, before calibration."]
     return "\n".join(lines) + "\n"

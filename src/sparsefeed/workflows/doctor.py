@@ -55,7 +55,7 @@ def _program(name: str, used_for: str, mend: str) -> Finding:
 
 def examine() -> list[Finding]:
     """Look for everything sparsefeed can use; never raises."""
-    from sparsefeed.workflows.serving.server import find_tritonserver
+    from sparsefeed.workflows.serving.runtime import TritonRuntime
 
     gpu_machine = "environment.yml is the environment for a GPU machine"
     findings = [
@@ -73,7 +73,7 @@ def examine() -> list[Finding]:
         _package("onnxruntime", "the dense step of serving", "make env"),
     ]
     try:
-        findings.append(Finding("tritonserver", str(find_tritonserver()), "serving"))
+        findings.append(Finding("tritonserver", str(TritonRuntime.find().server), "serving"))
     except Exception as error:
         findings.append(Finding("tritonserver", "", "serving", str(error)))
     findings.append(_package("tritonclient", "FeedClient and perf_analyzer", "make env"))

@@ -44,9 +44,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     if path.suffix not in (".yaml", ".yml"):
         path = _FOLDER / f"{name_or_path}.yaml"
         if not path.exists():
-            raise SpecError(
-                f'recipe "{name_or_path}" is not there{did_you_mean(name_or_path, recipe_names())}; or give a .yaml file'
-            )
+            raise SpecError(f'recipe "{name_or_path}" is not there{did_you_mean(name_or_path, recipe_names())}')
     try:
         value = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:

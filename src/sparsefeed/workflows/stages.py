@@ -37,7 +37,9 @@ def simulate_logs(recipe: Recipe, workspace: Workspace, progress: Progress = sil
     return simulate(recipe.simulate, workspace.logs, progress)
 
 
-def prepare(recipe: Recipe, workspace: Workspace, logs: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
+def prepare(
+    recipe: Recipe, workspace: Workspace, logs: Path | None = None, progress: Progress = silent
+) -> dict[str, Any]:
     """Run the ETL over the workspace's logs, or others; the content of etl.json."""
     from sparsefeed.etl.pipeline import run
 

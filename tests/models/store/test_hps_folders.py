@@ -73,6 +73,37 @@ def test_a_sparse_folder_of_another_dim_or_cut_off_is_refused(tmp_path: Path) ->
         read_hps(tmp_path / "post", 8)
 
 
+# Keys that the parser of HPS 24.06 reads (HugeCTR/src/hps/inference_utils.cpp); it skips all others in silence.
+KEYS_READ = {
+    "": {"supportlonglong", "fuse_embedding_table", "volatile_db", "persistent_db", "update_source", "models"},
+    "volatile_db": {
+        "type", "address", "user_name", "password", "num_partitions", "allocation_rate", "shared_memory_size",
+        "max_batch_size", "overflow_margin", "overflow_policy", "overflow_resolution_target", "initial_cache_rate",
+        "cache_missed_embeddings", "update_filters",
+    },
+    "models": {
+        "model", "sparse_files", "max_batch_size", "gpucache", "gpucacheper", "hit_rate_threshold", "dense_file",
+        "num_of_worker_buffer_in_pool", "num_of_refresher_buffer_in_pool", "cache_refresh_percentage_per_iteration",
+        "deployed_device_list", "maxnum_catfeature_query_per_table_per_sample", "embedding_vecsize_per_table",
+        "default_value_for_each_table", "maxnum_des_feature_per_sample", "refresh_delay", "refresh_interval",
+        "embedding_table_names", "use_static_table", "embedding_cache_type", "thread_pool_size", "init_ec", "fp8_quant",
+    },
+}  # fmt: skip
+# Keys without which the Triton backend does not start (hps_backend/src/backend.cpp).
+KEYS_NEEDED = {
+    "model", "max_batch_size", "sparse_files", "gpucache", "hit_rate_threshold", "gpucacheper",
+    "num_of_worker_buffer_in_pool", "deployed_device_list", "embedding_vecsize_per_table",
+    "maxnum_catfeature_query_per_table_per_sample", "default_value_for_each_table",
+}  # fmt: skip
+
+
+def test_every_key_of_ps_json_is_one_that_hps_reads_and_none_it_needs_is_left_out() -> None:
+    written = json.loads(ps_json("feed_hps_v1", TABLES, 500))
+    assert written.keys() <= KEYS_READ[""]
+    assert written["volatile_db"].keys() <= KEYS_READ["volatile_db"]
+    assert KEYS_NEEDED <= written["models"][0].keys() <= KEYS_READ["models"]
+
+
 def test_ps_json_is_what_hps_reads() -> None:
     assert json.loads(ps_json("feed_hps_v1", TABLES, 500)) == {
         "supportlonglong": True,

@@ -125,7 +125,7 @@ def test_a_table_of_another_width_is_refused() -> None:
 
 def test_rows_that_are_no_integers_are_refused() -> None:
     with pytest.raises(TypeError):
-        gather(quantise(random_rows(10, 8), "int8"), np.array([0.5]), "int8", 8)  # type: ignore[arg-type]
+        gather(quantise(random_rows(10, 8), "int8"), np.array([0.5]), "int8", 8)
 
 
 @pytest.mark.parametrize(

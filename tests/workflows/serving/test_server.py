@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -25,6 +26,13 @@ pytestmark = pytest.mark.triton
 
 def ours_in_shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob(f"sparsefeed_{os.getpid()}_*")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_in_shared_memory() -> Iterator[None]:
+    before = ours_in_shared_memory()  # of the session's own server
+    yield
+    assert ours_in_shared_memory() == before
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,6 @@ def test_a_server_that_dies_at_start_shows_the_cause_from_its_log(one_bundle: Pa
     assert "versions/gone" in str(caught.value)
     assert "| model_control_mode" not in str(caught.value)
     assert "versions/gone" in (tmp_path / "log").read_text()
-    assert not ours_in_shared_memory()
 
 
 def test_a_bundle_that_was_not_exported_is_refused_before_the_start(one_bundle: Path) -> None:
@@ -96,7 +103,6 @@ def test_a_server_killed_hard_is_cleaned_up_and_started_again(one_bundle: Path) 
         time.sleep(0.02)
     assert server.process_id is None
     server.stop()
-    assert not ours_in_shared_memory()
     with server, FeedClient(server.grpc_url) as client:
         assert client.rank("m6", ["p6"]).bundle == "b1"
 
@@ -110,43 +116,47 @@ def test_shared_memory_of_a_dead_starter_is_removed_at_the_next_start(one_bundle
         assert not left.exists()
 
 
-def test_in_the_foreground_a_sigterm_ends_the_server_and_the_command(one_bundle: Path) -> None:
-    settings = config()
+def starter(repository: Path, then: str) -> list[str]:
+    """A program that serves b1, prints the server's process id, and goes on as told."""
     program = (
-        "import sys\n"
+        "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
         "from sparsefeed.workflows.serving.config import ServingConfig\n"
         "from sparsefeed.workflows.serving.server import TritonServer\n"
         "config = ServingConfig.model_validate_json(sys.argv[2])\n"
-        "server = TritonServer(Path(sys.argv[1]), ['b1'], config)\n"
-        "sys.exit(server.serve(lambda: print(server.process_id, flush=True)))\n"
+        "with TritonServer(Path(sys.argv[1]), ['b1'], config) as server:\n"
+        "    print(server.process_id, flush=True)\n"
+        f"    {then}\n"
     )
-    command = [sys.executable, "-c", program, str(one_bundle), settings.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    return [sys.executable, "-c", program, str(repository), config().model_dump_json()]
+
+
+def test_in_the_foreground_a_sigterm_ends_the_server_and_the_command(one_bundle: Path) -> None:
+    then = "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start(); sys.exit(server.wait())"
+    with subprocess.Popen(starter(one_bundle, then), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         server_id = int(process.stdout.readline())
-        process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert not Path("/proc", str(server_id)).exists()
     assert not list(Path("/dev/shm").glob(f"sparsefeed_{process.pid}_*"))
 
 
-def test_in_the_foreground_a_server_that_ends_by_itself_gives_its_status(one_bundle: Path) -> None:
-    server = TritonServer(one_bundle, ["b1"], config())
+def test_a_server_does_not_outlive_its_killed_starter(one_bundle: Path) -> None:
+    with subprocess.Popen(starter(one_bundle, "time.sleep(60)"), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        server_id = int(process.stdout.readline())
+        process.kill()
+    deadline = time.monotonic() + 30
+    while is_running(server_id) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(server_id)
 
-    def kill() -> None:
-        assert server.process_id is not None
-        os.killpg(server.process_id, signal.SIGKILL)
 
-    assert server.serve(kill) == -signal.SIGKILL
-    assert not ours_in_shared_memory()
-
-
-def test_a_sigterm_while_the_server_starts_leaves_no_server(one_bundle: Path) -> None:
-    server = TritonServer(one_bundle, ["b1"], config(), progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    assert server.serve(lambda: pytest.fail("it was asked to end before")) == 0
-    assert server.process_id is None
-    assert not ours_in_shared_memory()
+def is_running(process_id: int) -> bool:
+    try:
+        return Path("/proc", str(process_id), "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_bundles_are_loaded_and_unloaded_while_the_server_runs(bundle_root: Path, one_bundle: Path) -> None:
@@ -175,8 +185,10 @@ def test_a_missing_wheel_is_a_tool_error_that_says_how_to_install_it(monkeypatch
         TritonRuntime.find()
 
 
-def test_a_server_that_was_never_started_has_no_log_and_may_be_stopped(one_bundle: Path) -> None:
+def test_a_server_that_was_never_started_has_no_log_and_nothing_to_wait_for(one_bundle: Path) -> None:
     server = TritonServer(one_bundle, ["b1"], ServingConfig())
     with pytest.raises(ServeError, match="not started"):
         _ = server.log_path
+    with pytest.raises(ServeError, match="not started"):
+        server.wait()
     server.stop()

@@ -1,7 +1,7 @@
 """A folder of arrays under one JSON header, replaced in one step while others read it.
 
 An array file bears the start of its SHA-256 in its name (`pilots-0f3a....npy`), so a file never changes, an
-array that two versions share is written once (and hard-links well), and a header can only name the arrays
+array that two versions share stays one (hard-linked) file, and a header can only name the arrays
 it was written with. The header is renamed into place last: a reader sees the old set or the new one.
 One writer at a time. Nothing is pickled.
 """
@@ -46,7 +46,9 @@ def write_array_folder(
                 np.save(stream, array, allow_pickle=False)
             digest = _sha256(partial)
             entries[name] = {"file": f"{name}-{digest[:16]}.npy", "bytes": partial.stat().st_size, "sha256": digest}
-            _rename(partial, folder / entries[name]["file"])
+            final = folder / entries[name]["file"]
+            if not (final.exists() and _sha256(final) == digest):  # else it stays, with the links to it
+                _rename(partial, final)
     with _partial(folder) as partial:
         partial.write_text(json.dumps({**header, "arrays": entries}, indent=1, ensure_ascii=False) + "\n", "utf-8")
         _rename(partial, folder / header_name)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from merlin.core.dispatch import DataFrameType
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema
@@ -24,11 +23,11 @@ from sparsefeed.etl import frame
 from sparsefeed.etl.ids.keys import hash_strings
 from sparsefeed.etl.kernels.history import Events, as_of
 from sparsefeed.etl.logs import IMPRESSION, POSITION, RANDOM, TIME, event_time
-from sparsefeed.etl.ops.map_ids import MapIds, rows_schema, without_empty
+from sparsefeed.etl.ops.map_ids import MapIds, rows_schema
 from sparsefeed.etl.ops.reduce import tree_reduce
 from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.etl.spec import FeedSpec, IdFeature, Side
-from sparsefeed.etl.state import Keys, SideState
+from sparsefeed.etl.state import Keys, LastKnown
 
 __all__ = ["CONTEXT", "History"]
 
@@ -41,27 +40,21 @@ class Partial:
     """What one partition, or many, say of events and state."""
 
     events: dict[tuple[str, str], tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]]  # (of, response)
-    member: SideState
-    post: SideState
+    member: LastKnown
+    post: LastKnown
     end_ms: int
 
 
 def keys_of(column: Any, seed: int) -> Keys:
     """Keys of an id column, scalar or list; null and empty strings are 0."""
     offsets, values = frame.strings(column)
-    if pa.types.is_dictionary(values.type):
-        entries, valid = hash_strings(without_empty(values.dictionary.cast(pa.string())), seed)
-        table = np.append(np.where(valid, entries, np.uint64(0)), np.uint64(0))
-        keys = table[values.indices.fill_null(len(table) - 1).to_numpy(zero_copy_only=False)]
-    else:
-        keys, valid = hash_strings(without_empty(values.cast(pa.string())), seed)
-        keys = np.where(valid, keys, np.uint64(0))
+    keys, _ = hash_strings(values, seed)
     return Keys(keys, None if offsets is None else np.diff(offsets))
 
 
-def _side(part: DataFrameType, spec: FeedSpec, key: NDArray[np.uint64], side: Side, named: str | None) -> SideState:
+def _side(part: DataFrameType, spec: FeedSpec, key: NDArray[np.uint64], side: Side, named: str | None) -> LastKnown:
     dense = [frame.numpy(part[f.name]).astype(np.float32) for f in spec.of_kind("dense", side=side)]
-    state = SideState.of_rows(
+    state = LastKnown.of_rows(
         key,
         frame.numpy(part[TIME]),
         np.arange(len(key)),
@@ -70,7 +63,7 @@ def _side(part: DataFrameType, spec: FeedSpec, key: NDArray[np.uint64], side: Si
     )
     if len(state.key) and state.key[0] == 0:  # null ids sort first and are nobody
         rest = np.arange(1, len(state.key))
-        state = SideState(
+        state = LastKnown(
             state.key[1:],
             state.time_ms[1:],
             state.tie[1:],
@@ -111,8 +104,8 @@ def merge(parts: Sequence[Partial]) -> Partial:
     }
     return Partial(
         events,  # type: ignore[arg-type]
-        SideState.merge([p.member for p in parts]),
-        SideState.merge([p.post for p in parts]),
+        LastKnown.merge([p.member for p in parts]),
+        LastKnown.merge([p.post for p in parts]),
         max(p.end_ms for p in parts),
     )
 

@@ -28,23 +28,9 @@ from sparsefeed.etl.ids.keys import hash_strings
 from sparsefeed.etl.ops.reduce import tree_reduce
 from sparsefeed.etl.spec import FeedSpec, IdFeature, IdListFeature
 
-__all__ = ["MapIds", "count_ids", "map_strings", "merge_counts", "without_empty"]
+__all__ = ["MapIds", "count_ids", "merge_counts"]
 
 Counts = dict[str, pa.Table]  # table -> (id string, count int64)
-
-
-def without_empty(values: pa.Array) -> pa.Array:
-    """Strings with the empty ones turned null; an empty id is no id."""
-    return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
-
-
-def map_strings(id_map: IdMap, values: pa.Array) -> NDArray[np.int64]:
-    """Rows of strings [n] -> int64 [n]; null and empty strings are row 1. A dictionary is mapped once per entry."""
-    if pa.types.is_dictionary(values.type):
-        rows = id_map.encode(without_empty(values.dictionary.cast(pa.string())))
-        indices = values.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        return np.where(indices >= 0, rows[indices], 1) if len(rows) else np.ones(len(values), np.int64)
-    return id_map.encode(without_empty(values.cast(pa.string())))
 
 
 def count_ids(part: DataFrameType, columns: Mapping[str, Sequence[str]]) -> tuple[Counts, dict[str, tuple[int, int]]]:
@@ -153,7 +139,7 @@ class MapIds(StatOperator):
         out: dict[str, Any] = {}
         for feature in self.features:
             offsets, values = frame.strings(df[feature.name])
-            rows = map_strings(self.maps[feature.table], values)
+            rows = self.maps[feature.table].encode(values)
             if offsets is None:
                 out[feature.name] = rows
             else:

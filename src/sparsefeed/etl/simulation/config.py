@@ -31,7 +31,7 @@ _SCALES: dict[str, dict[str, int]] = {
 
 
 class SimulateConfig(Frozen):
-    """One simulated feed; equal configs give equal logs, byte for byte of every value.
+    """One simulated feed; equal configs give equal logs.
 
     Example:
         >>> SimulateConfig(scale="small", num_members=1000).num_creators

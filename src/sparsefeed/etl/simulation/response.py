@@ -18,11 +18,11 @@ __all__ = ["ACTIONS", "Visits", "affinity", "appeal", "examination", "probabilit
 
 ACTIONS = ("like", "comment", "reshare")
 # Intercepts that give random sessions rates of about 0.12, 0.04, 0.015 and 0.012.
-CLICK_INTERCEPT = -2.5
-ACTION_INTERCEPT = np.array([-1.05, -2.35, -2.6], np.float32)
+CLICK_INTERCEPT = -2.55
+ACTION_INTERCEPT = np.array([-1.3, -2.5, -2.85], np.float32)
 ACTION_AFFINITY = np.array([0.4, 0.25, 0.25], np.float32)
 ACTION_HIDDEN = np.array([0.3, 0.2, 0.2], np.float32)
-HIDDEN_EFFECT = 0.7  # of the hidden relevance on the click
+HIDDEN_EFFECT = 0.8  # of the hidden relevance on the click
 INTEREST_EFFECT = 1.3
 MOOD_EFFECT = 1.4
 FADE_EFFECT = 0.35

@@ -24,7 +24,7 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 POST_LIFE_DAYS = 3  # a post is eligible until this age
 NUM_TOPICS = 12
-NUM_FACTORS = 4  # of interest: few, so that about fifty impressions per member are enough to learn them
+NUM_FACTORS = 4  # of interest: few, so that a hundred impressions of a member are enough to learn them
 NUM_ACTIONS = 3  # like, comment, reshare
 MAX_HASHTAGS = 5
 JOIN_SHARE_PER_DAY = 0.02  # new members a day, relative to those there at the start
@@ -163,7 +163,7 @@ def _posts(
         birth_ms=birth_ms,
         creator=creator,
         topic=topic,
-        content=(topics[topic] + rng.normal(0, 0.25, (n, NUM_FACTORS))).astype(np.float32),
+        content=(topics[topic] + rng.normal(0, 0.15, (n, NUM_FACTORS))).astype(np.float32),
         quality=(quality - quality.mean()).astype(np.float32),
         reach=np.cumsum(reach),
         length=np.round(np.exp(5 + 0.7 * log_length)).astype(np.float32),

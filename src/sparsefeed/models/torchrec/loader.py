@@ -89,7 +89,8 @@ class Loader:
                 joined = pa.concat_tables(held)
                 yield joined.slice(0, size), False
                 held, num_held, left = [joined.slice(size)], num_held - size, left - size
-        yield pa.concat_tables(held), True
+        if held:
+            yield pa.concat_tables(held), True
 
     def _slices(self, epoch: int) -> Iterator[pa.Table]:
         """Read this rank's share of the epoch's row groups, the first and last cut where the share begins and ends."""

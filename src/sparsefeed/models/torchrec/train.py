@@ -154,7 +154,7 @@ def _check_out(job: Job, resume: bool) -> None:
     ):
         if got != wanted:
             raise TrainError(
-                f"{path}: cannot resume with another {what}: got {got}, the run has {wanted}; use those or another folder"
+                f"{path}: cannot resume with another {what}: got {got}, it has {wanted}; use those, or a new folder"
             )
 
 

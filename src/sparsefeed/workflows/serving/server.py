@@ -13,9 +13,10 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from urllib.error import URLError
@@ -34,12 +35,20 @@ _SHARED_MEMORY_PREFIX = "sparsefeed_"
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
 _TAIL_LINES = 30
 
+# However we end, SIGKILL included, the kernel then tells the server: prctl(PR_SET_PDEATHSIG), which outlasts exec.
+# A program of its own, since a preexec_fn is unsafe beside other threads.
+_END_WITH_PARENT = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 class TritonServer:
     """A tritonserver on this machine, ready when the `with` block begins and gone when it ends.
 
     It listens on the loopback address alone, since control over HTTP cannot be closed in this version. More bundles
-    are loaded and unloaded while it runs by `ModelControl`.
+    are loaded and unloaded while it runs by `ModelControl`. It never outlives the thread that started it.
 
     Example:
         >>> with TritonServer(repository, ["b1"], config) as server:  # doctest: +SKIP
@@ -138,7 +147,15 @@ class TritonServer:
         try:
             with self.log_path.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [str(runtime.server), *self._flags(runtime, backends)],
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        "-c",
+                        _END_WITH_PARENT,
+                        str(runtime.server),
+                        *self._flags(runtime, backends),
+                    ],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=runtime.environment() | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
@@ -149,29 +166,24 @@ class TritonServer:
             self.stop()
             raise
 
-    def serve(self, on_ready: Callable[[], None]) -> int:
-        """Start, call `on_ready`, and stay in the foreground until the server ends or SIGINT or SIGTERM says so.
+    def wait(self) -> int:
+        """Stay in the foreground until the server ends, and return its exit status.
 
-        Requests in flight finish. Main thread only, for its signals.
-
-        Returns:
-            0 when it was asked to end, else the status the server ended with.
+        SIGINT and SIGTERM are passed on, so that requests in flight finish (2-5 s). Main thread only.
         """
+        process = self._process
+        if process is None:
+            raise ServeError("tritonserver: not started; enter the `with` block first")
 
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            raise KeyboardInterrupt
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            process.send_signal(signal.SIGTERM)
 
-        # Before the start, so that no moment is left in which a SIGTERM would orphan the server.
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with self:
-                assert self._process is not None
-                on_ready()
-                return self._process.wait()
-        except KeyboardInterrupt:
-            return 0
+            return process.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def stop(self) -> None:
         """SIGTERM, so that requests in flight finish; SIGKILL after 30 s. Doing it twice is no error."""

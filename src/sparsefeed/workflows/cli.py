@@ -1,0 +1,252 @@
+"""The command line: a thin skin over workflows.stages. Heavy libraries are imported by the stage that needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sparsefeed.errors import RequestError, SparsefeedError
+from sparsefeed.workflows.console import console, quiet_libraries, stage
+from sparsefeed.workflows.workspace import Workspace
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name or .yaml file.")]
+Root = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds what a run makes.")]
+LogsFolder = Annotated[Path | None, typer.Option("--logs", help="Real logs; default: the workspace's simulated ones.")]
+Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.")]
+
+_TINY, _ARTIFACTS = "tiny", Path("artifacts")
+
+
+def _load(recipe: str) -> Any:
+    from sparsefeed.workflows.recipe import load_recipe
+
+    return load_recipe(recipe)
+
+
+@app.callback()
+def _quiet() -> None:
+    """Impression logs in, a personalised feed ranker behind Triton out."""
+    quiet_libraries()
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what will be used of it, and why not the rest."""
+    from sparsefeed.workflows.doctor import examine
+
+    table = Table(box=None, header_style="bold")
+    for heading in ("", "what", "found", "used for", "if not"):
+        table.add_column(heading)
+    for finding in examine():
+        mark = "[green]✓[/green]" if finding.found else "[yellow]–[/yellow]"
+        table.add_row(mark, finding.what, finding.found, finding.used_for, finding.why_not)
+    console.print(table)
+
+
+@app.command()
+def simulate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
+    """Simulate a feed with a known truth: impressions, actions and true probabilities."""
+    from sparsefeed.workflows.stages import simulate_logs
+
+    place = Workspace(workspace)
+    with stage("simulate") as progress:
+        summary = simulate_logs(_load(recipe), place, progress)
+    console.print(f"{summary.impressions:,} impressions, {summary.clicks:,} clicks in {place.logs}")
+
+
+@app.command()
+def etl(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFolder = None) -> None:
+    """Turn logs into training parquet: ids, weights, histories, dense features."""
+    from sparsefeed.workflows.stages import prepare
+
+    with stage("etl") as progress:
+        summary = prepare(_load(recipe), Workspace(workspace), logs, progress)
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]warning[/yellow] {warning}")
+    ids = ", ".join(f"{number:,} {name}" for name, number in summary["num_ids"].items())
+    console.print(
+        f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate; ids: {ids}"
+    )
+
+
+@app.command()
+def train(
+    recipe: RecipeName = _TINY,
+    workspace: Root = _ARTIFACTS,
+    weights: Annotated[str | None, typer.Option(help='"ips" or "none"; default: the recipe\'s.')] = None,
+) -> None:
+    """Train the ranker; an interrupted run goes on from its last checkpoint."""
+    from sparsefeed.workflows.stages import train_model
+
+    with stage("train") as progress:
+        result = train_model(_load(recipe), Workspace(workspace), weights, progress)
+    loss = ", ".join(f"{name} {value:.4f}" for name, value in result.loss.items())
+    console.print(f"{result.num_samples:,} samples, {result.samples_per_s:,.0f} a second; loss: {loss}")
+
+
+@app.command("eval")
+def evaluate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
+    """Measure the model on the held-out random sessions, beside the constant and LightGBM."""
+    from sparsefeed.workflows.stages import evaluate_models
+
+    with stage("eval") as progress:
+        result = evaluate_models(_load(recipe), Workspace(workspace), progress)
+    show_quality(result)
+
+
+def show_quality(result: dict[str, Any]) -> None:
+    """Print a table of every response and model."""
+    table = Table(box=None, header_style="bold", title=f"{result['num_rows']:,} impressions of random sessions")
+    for heading in ("response", "model", "AUC", "log loss", "predicted/actual"):
+        table.add_column(heading, justify="left" if heading in ("response", "model") else "right")
+    for response, models in result["responses"].items():
+        for name, quality in models.items():
+            shown = quality.get("expected", quality)
+            figures = (f"{shown['auc']:.4f}", f"{shown['log_loss']:.4f}", f"{shown['predicted_over_actual']:.3f}")
+            table.add_row(response, {"ips": "sparsefeed", "none": "sparsefeed, no weights"}.get(name, name), *figures)
+    console.print(table)
+
+
+@app.command()
+def export(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
+    """Write the trained model as an immutable bundle and its Triton models."""
+    from sparsefeed.workflows.stages import export_serving
+
+    place = Workspace(workspace)
+    with stage("export") as progress:
+        bundle, models = export_serving(_load(recipe), place, progress)
+    console.print(f"bundle {bundle} in {place.bundles}; models in {place.triton_repo}: {', '.join(models)}")
+
+
+@app.command()
+def serve(
+    recipe: RecipeName = _TINY,
+    workspace: Root = _ARTIFACTS,
+    bundle: Annotated[str | None, typer.Option(help="A version's id; default: the current one.")] = None,
+) -> None:
+    """Serve a bundle with tritonserver until Ctrl-C."""
+    from sparsefeed.models.bundle import open_version
+    from sparsefeed.workflows.serving.export import export as export_models
+    from sparsefeed.workflows.serving.server import TritonServer
+
+    place, settings = Workspace(workspace), _load(recipe).serving
+    version = open_version(place.bundles, bundle).id
+    models = export_models(place.bundles, version, settings, place.triton_repo)
+    with stage("serve") as progress:
+        server = TritonServer(place.triton_repo, [version], settings, log_path=place.server_log, progress=progress)
+        server.start()
+    try:
+        console.print(f"bundle {version}: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}")
+        console.print(_curl(server.http_url, models[-1]), soft_wrap=True)
+        server.wait()
+    finally:
+        server.stop()
+
+
+def _curl(http_url: str, model: str) -> str:
+    def tensor(name: str, *values: str) -> dict[str, Any]:
+        return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values}
+
+    request = json.dumps({"inputs": [tensor("member_id", "MEMBER"), tensor("post_ids", "POST", "POST")]})
+    return f"curl -s http://{http_url}/v2/models/{model}/infer -d '{request}'"
+
+
+@app.command()
+def rank(
+    member: Annotated[str, typer.Option(help="Member id; empty for an anonymous one.")],
+    posts: Annotated[list[str], typer.Option("--posts", "-p", help="A post id; repeat, or give several with commas.")],
+    overrides: Annotated[str | None, typer.Option(help="JSON of docs/contracts/request.md, for new posts.")] = None,
+    url: Url = "127.0.0.1:8001",
+    bundle: Annotated[str | None, typer.Option(help="Which of several bundles to ask.")] = None,
+) -> None:
+    """Rank posts for a member on a running server."""
+    from sparsefeed.workflows.serving.client import FeedClient
+
+    candidates = [post for given in posts for post in given.split(",") if post]
+    try:
+        changes = json.loads(overrides) if overrides else None
+    except ValueError as error:
+        raise RequestError(f"--overrides: not JSON: {error}") from error
+    with FeedClient(url, bundle) as client:
+        ranking = client.rank(member, candidates, changes)
+    table = Table(box=None, header_style="bold", title=f"bundle {ranking.bundle}")
+    for heading in ("post", "score", *ranking.probability, "unknown"):
+        table.add_column(heading)
+    for post in ranking.order:
+        i = ranking.posts.index(post)
+        values = [f"{p[i]:.4f}" for p in ranking.probability.values()]
+        table.add_row(post, f"{ranking.score[i]:.4f}", *values, ", ".join(sorted(ranking.unknown[i])))
+    console.print(table)
+
+
+@app.command()
+def bench(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFolder = None) -> None:
+    """Measure the current bundle with perf_analyzer on real requests, step by step."""
+    from sparsefeed.workflows.demo import measure_serving
+
+    with stage("bench") as progress:
+        result = measure_serving(_load(recipe), Workspace(workspace), logs, progress)
+    show_latency(result)
+
+
+def show_latency(result: dict[str, Any]) -> None:
+    """Print a table of the loads and where their time goes."""
+    table = Table(box=None, header_style="bold", title=f"latency, {result['machine']}")
+    steps = [step["step"] for step in result["loads"][0]["steps"]]
+    for heading in ("candidates", "in flight", "requests/s", "p50 ms", "p95 ms", "p99 ms", *(f"{s} ms" for s in steps)):
+        table.add_column(heading, justify="right")
+    for load in result["loads"]:
+        parts = [f"{sum(v for k, v in step.items() if k != 'step'):.2f}" for step in load["steps"]]
+        figures = [f"{load[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms")]
+        table.add_row(
+            str(load["candidates"]), str(load["concurrency"]), f"{load['requests_per_s']:.0f}", *figures, *parts
+        )
+    console.print(table)
+
+
+@app.command()
+def report(workspace: Root = _ARTIFACTS) -> None:
+    """Write one self-contained page of what the workspace holds."""
+    from sparsefeed.workflows.report import write_report
+
+    with stage("report"):
+        path = write_report(Workspace(workspace))
+    console.print(f"report: {path}")
+
+
+@app.command()
+def demo(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
+    """The whole way on this machine: logs, ids, training, bundle, Triton, a ranked feed, a report."""
+    from sparsefeed.workflows.demo import run_demo
+
+    summary = run_demo(_load(recipe), Workspace(workspace), stage)
+    show_quality(summary.quality)
+    show_latency(summary.latency)
+    console.print(
+        f"\nThe whole way took {summary.seconds:.0f} s. Served bundle: {summary.bundle}. Report: {summary.report}"
+    )
+    console.print(f"Serve it: sparsefeed serve -r {recipe} -w {workspace}, then")
+    posts = ",".join(summary.posts[:3])
+    console.print(f"          sparsefeed rank --member {summary.member} --posts {posts}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one message and status 1, a Ctrl-C status 130."""
+    try:
+        app()
+    except SparsefeedError as error:
+        console.print(f"[red]{type(error).__name__}[/red]: ", end="")
+        console.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on or begins again")
+        sys.exit(130)

@@ -1,0 +1,131 @@
+"""Measure: perf_analyzer on real requests against a server of the current bundle; writes bench.json and ranking.json.
+
+Requests are sessions of the held-out day: the member, and as candidates posts that were shown that day, so
+that ids, histories and unknown posts have the shares they have in production.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from sparsefeed.errors import DataError
+from sparsefeed.etl.logs import LogFolder
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models.bundle import open_version
+from sparsefeed.progress import Progress, silent
+from sparsefeed.workflows.serving.client import FeedClient
+from sparsefeed.workflows.serving.perf import measure
+from sparsefeed.workflows.serving.server import TritonServer
+
+__all__ = ["bench_server", "rank_one_feed", "real_requests"]
+
+Request = tuple[str, list[str]]
+
+
+def real_requests(spec: FeedSpec, logs: Path, num_candidates: int, num_requests: int, seed: int = 0) -> list[Request]:
+    """Members of the last day's log, each with candidates drawn from that day's posts as often as they were shown."""
+    if spec.logs.member is None:
+        raise DataError(f"{logs}: the spec has no logs.member; give requests of your own")
+    folder = LogFolder.open(logs, spec)
+    columns = [spec.logs.member, spec.logs.post]
+    table = pq.read_table(folder.of_days(folder.days[-1:])[0].path, columns=columns).drop_null()
+    members, posts = (np.asarray(table[name].to_pandas(), object) for name in columns)
+    random = np.random.default_rng(seed)
+    distinct = len(set(posts))
+    if distinct < num_candidates:
+        raise DataError(f"{logs}: {distinct} posts on the last day, {num_candidates} candidates wanted; ask for fewer")
+    requests = []
+    for member in random.choice(members, num_requests):
+        chosen: dict[str, None] = {}
+        while len(chosen) < num_candidates:
+            chosen.update(dict.fromkeys(random.choice(posts, num_candidates)))
+        requests.append((str(member), [str(post) for post in chosen][:num_candidates]))
+    return requests
+
+
+def bench_server(
+    server: TritonServer,
+    bundles: Path,
+    bundle: str,
+    logs: Path,
+    *,
+    candidates: Sequence[int] = (100, 500),
+    concurrencies: Sequence[int] = (1, 4),
+    num_requests: int = 300,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Latency by number of candidates and concurrency, with its parts by step, and the memory of each table."""
+    version = open_version(bundles, bundle)
+    spec = FeedSpec.load(version.spec)
+    loads = []
+    for i, num_candidates in enumerate(candidates):
+
+        def told(done: int, total: int, what: str, before: int = i, n: int = num_candidates) -> None:
+            progress(before * total + done, total * len(candidates), f"{n} candidates, {what}")
+
+        requests = real_requests(spec, logs, num_candidates, 200)
+        measured = measure(
+            server.grpc_url,
+            server.http_url,
+            bundle,
+            requests,
+            concurrencies=concurrencies,
+            num_requests=num_requests,
+            progress=told,
+        )
+        loads += [{"candidates": num_candidates, **dataclasses.asdict(load)} for load in measured]
+    index = json.loads((version.tables / "tables.json").read_text("utf-8"))
+    tables = [
+        {
+            **{key: table[key] for key in ("name", "rows", "dim", "row_format")},
+            "bytes": (version.tables / f"{table['name']}.npy").stat().st_size,
+            "bytes_int8": table["rows"] * (table["dim"] + 8),
+        }
+        for table in index["tables"]
+    ]
+    return {"bundle": bundle, "machine": f"{platform.machine()}, {_cores()} cores", "loads": loads, "tables": tables}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path) -> dict[str, Any]:
+    """One production session of the last day: its posts as they were shown and as the bundle ranks them."""
+    folder = LogFolder.open(logs, spec)
+    assert spec.logs.member is not None
+    columns = [spec.logs.member, spec.logs.post, spec.logs.time]
+    columns += [c for c in (spec.logs.position,) if c]
+    frame = pq.read_table(folder.of_days(folder.days[-1:])[0].path, columns=columns).to_pandas()
+    sessions = frame.groupby([spec.logs.member, spec.logs.time], sort=False)
+    member, session = max(((key[0], group) for key, group in list(sessions)[:200]), key=lambda found: len(found[1]))
+    if spec.logs.position:
+        session = session.sort_values(spec.logs.position)
+    posts = [str(post) for post in session[spec.logs.post]]
+    with FeedClient(server.grpc_url) as client:
+        ranking = client.rank(str(member), posts)
+    after = {post: i for i, post in enumerate(ranking.order, 1)}
+    return {
+        "bundle": ranking.bundle,
+        "member": str(member),
+        "posts": [
+            {
+                "post": post,
+                "before": i + 1,
+                "after": after[post],
+                "score": float(ranking.score[i]),
+                "probability": {name: float(p[i]) for name, p in ranking.probability.items()},
+                "unknown": sorted(ranking.unknown[i]),
+            }
+            for i, post in enumerate(posts)
+        ],
+    }

@@ -1,0 +1,81 @@
+"""One run of the whole way on hand-made logs, shared by the end-to-end tests."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sparsefeed.etl.logs import LogFolder
+from sparsefeed.etl.workflow import FeedWorkflow
+from sparsefeed.models.dense import ModelConfig
+from sparsefeed.models.torchrec.train import TrainConfig
+from sparsefeed.workflows.recipe import Recipe
+from sparsefeed.workflows.serving.config import ServingConfig
+from sparsefeed.workflows.serving.server import TritonServer
+from sparsefeed.workflows.stages import export_serving, prepare, train_model
+from sparsefeed.workflows.workspace import Workspace
+from tests import logs
+from tests.conftest import CONFIG
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: trained, exported, and its workflow fitted a second time for reference."""
+
+    recipe: Recipe
+    workspace: Workspace
+    logs: Path
+    bundle: str
+    feed: FeedWorkflow
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def run(logs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """ETL on a Dask cluster, two gloo ranks, export: everything but the server."""
+    recipe = Recipe(
+        feed=logs.spec(),
+        etl=CONFIG,
+        model=ModelConfig(hidden=(16, 8), cross_rank=4),
+        train=TrainConfig(batch_size=64, epochs=3),
+        serving=ServingConfig(http_port=_free_port(), grpc_port=_free_port(), metrics_port=_free_port()),
+    )
+    workspace = Workspace(tmp_path_factory.mktemp("way"))
+    prepare(recipe, workspace, logs_folder)
+    train_model(recipe, workspace)
+    bundle, _ = export_serving(recipe, workspace)
+    feed = FeedWorkflow(recipe.feed, tmp_path_factory.mktemp("reference"))
+    opened = LogFolder.open(logs_folder, recipe.feed)
+    feed.fit(feed.dataset(opened, opened.of_days(opened.days[:-1])))
+    return Run(recipe, workspace, logs_folder, bundle, feed)
+
+
+@pytest.fixture(scope="session")
+def server(run: Run) -> Iterator[TritonServer]:
+    """The real tritonserver with the run's bundle."""
+    with TritonServer(run.workspace.triton_repo, [run.bundle], run.recipe.serving) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def raw(run: Run) -> pd.DataFrame:
+    """The training days as the workflow reads them, by time."""
+    from sparsefeed.etl.logs import ReadImpressions
+
+    opened = LogFolder.open(run.logs, run.recipe.feed)
+    read = ReadImpressions(run.recipe.feed, opened.actions)
+    days = [read(file) for file in opened.of_days(opened.days[:-1])]
+    frame = pd.concat(days, ignore_index=True)
+    for name in ("member_id", "post_id", "creator_id", "_surface"):
+        frame[name] = frame[name].astype(str)
+    return frame.sort_values("_time", kind="stable")

@@ -1,0 +1,145 @@
+"""The ETL as a whole: what it does with bad logs, a second time, and after a crash."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sparsefeed.errors import BadFileError, DataError
+from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.etl.pipeline import run
+from tests import logs
+from tests.conftest import CONFIG as CLUSTER
+
+CONFIG = EtlConfig(
+    cluster=ClusterConfig(workers=0), row_group_rows=100
+)  # in this process: a cluster takes 6 s to start
+FIRST = "impressions/day=2026-11-02/part-000.parquet"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return logs.write(tmp_path / "logs", days=2, sessions=40)
+
+
+def test_a_second_run_over_the_same_logs_has_nothing_to_do(logs_folder: Path, etl_folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in etl_folder.rglob("*")}
+    started = time.perf_counter()
+    summary = run(logs.spec(), logs_folder, etl_folder, CLUSTER)
+    assert time.perf_counter() - started < 2
+    assert summary == json.loads((etl_folder / "etl.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in etl_folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_number_of_workers_changes_nothing(
+    logs_folder: Path, etl_folder: Path, tmp_path: Path, workers: int
+) -> None:
+    run(
+        logs.spec(),
+        logs_folder,
+        tmp_path / "etl",
+        EtlConfig(cluster=ClusterConfig(workers=workers), row_group_rows=100),
+    )
+    for part in sorted(etl_folder.glob("*/*.parquet")):
+        other = tmp_path / "etl" / part.relative_to(etl_folder)
+        assert pq.read_table(part).equals(pq.read_table(other))
+    assert (etl_folder / "transform" / "plan.json").read_text() == (
+        tmp_path / "etl" / "transform" / "plan.json"
+    ).read_text()
+    assert pq.read_table(etl_folder / "ips.parquet").equals(pq.read_table(tmp_path / "etl" / "ips.parquet"))
+
+
+def test_no_random_session_is_an_error_and_nothing_is_published(folder: Path, tmp_path: Path) -> None:
+    for path in folder.glob("impressions/*/*.parquet"):
+        logs.change(path, session=pa.array(["production"] * len(pq.read_table(path))))
+    with pytest.raises(DataError, match=r'ips: no row has session = "random"; .* or set ips: none'):
+        run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+    assert not (tmp_path / "etl").exists()
+
+
+def test_a_position_without_random_sessions_weighs_one_and_is_named(folder: Path, tmp_path: Path) -> None:
+    for path in folder.glob("impressions/*/*.parquet"):
+        frame = pq.read_table(path).to_pandas()
+        frame.loc[frame.position == 4, "session"] = "production"
+        logs.change(path, session=pa.array(frame.session))
+    summary = run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+    assert "ips: click, surface home, position 4: no random session; weight 1" in summary["warnings"]
+    ips = pq.read_table(tmp_path / "etl" / "ips.parquet").to_pandas()
+    at_four = ips[(ips.position == 4) & (ips.surface == "home")]
+    assert (at_four.weight == 1).all()
+    assert (at_four.reason == "no random session").all()
+    train = pq.read_table(sorted((tmp_path / "etl" / "train").glob("*.parquet"))[0]).to_pandas()
+    assert (train[train.position == 4].w_click == 1).all()
+
+
+def test_some_null_or_empty_ids_read_row_one_and_are_told(folder: Path, tmp_path: Path) -> None:
+    path = folder / FIRST
+    creators = pq.read_table(path)["creator_id"].to_pylist()
+    creators[3], creators[7] = None, ""
+    logs.change(path, creator_id=pa.array(creators))
+    spec = logs.spec(logs={"surface": "surface", "actions": {}, "max_null_share": 0.05})
+    summary = run(spec, folder, tmp_path / "etl", CONFIG)
+    assert 'column "creator_id": 2 of 160 ids are null or empty; they read row 1' in summary["warnings"]
+    train = pq.read_table(sorted((tmp_path / "etl" / "train").glob("*.parquet"))[0]).to_pandas()
+    assert train["creator_id"].iloc[[3, 7]].tolist() == [1, 1]
+
+
+def test_too_many_null_ids_are_an_error_naming_column_and_share(folder: Path, tmp_path: Path) -> None:
+    creators = [None] * 10 + ["c1"] * 150
+    logs.change(folder / FIRST, creator_id=pa.array(creators))
+    with pytest.raises(DataError, match=r'"creator_id": 10 of 160 ids are null or empty, 6.25%; logs.max_null_share'):
+        run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CLUSTER])
+def test_a_damaged_file_stops_the_run_and_the_old_result_stays(folder: Path, tmp_path: Path, config: EtlConfig) -> None:
+    run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+    before = (tmp_path / "etl" / "etl.json").read_text()
+    path = folder / FIRST
+    data = bytearray(path.read_bytes())
+    data[4:3000] = b"\x00" * 2996
+    path.write_bytes(bytes(data))
+    with pytest.raises(BadFileError, match=r"part-000.parquet: breaks off or is damaged"):
+        run(logs.spec(), folder, tmp_path / "etl", config)
+    assert (tmp_path / "etl" / "etl.json").read_text() == before
+
+
+def test_what_a_crashed_run_left_is_cleared_away(folder: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".etl.partial"
+    (left / "ids").mkdir(parents=True)
+    (left / "ids" / "half").write_text("half")
+    run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["etl", "logs"]
+
+
+def test_too_few_days_are_an_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"2 days of impressions, eval_days = 2: none is left to train on"):
+        run(logs.spec(), folder, tmp_path / "etl", EtlConfig(eval_days=2))
+
+
+def test_without_ips_no_weight_is_written(folder: Path, tmp_path: Path) -> None:
+    run(logs.spec(ips="none"), folder, tmp_path / "etl", CONFIG)
+    schema = pq.read_schema(sorted((tmp_path / "etl" / "train").glob("*.parquet"))[0])
+    assert not [name for name in schema.names if name.startswith(("w_", "cell_"))]
+    assert not (tmp_path / "etl" / "ips.parquet").exists()
+
+
+def test_a_feed_without_members_actions_sessions_and_positions_runs_too(folder: Path, tmp_path: Path) -> None:
+    spec = logs.spec(
+        tables=[{"name": "post", "dim": 4}],
+        features=[{"kind": "id", "name": "post_id", "table": "post", "side": "candidate"}],
+        responses=[{"name": "click", "column": "click"}],
+        logs={"member": None, "position": None},
+        sessions=None,
+        ips="none",
+    )
+    summary = run(spec, folder, tmp_path / "etl", CONFIG)
+    table = pq.read_table(sorted((tmp_path / "etl" / "train").glob("*.parquet"))[0])
+    assert table.schema.names == ["y_click", "post_id", "impression_id", "position", "random"]
+    assert summary["num_train_rows"] == len(table) == 160

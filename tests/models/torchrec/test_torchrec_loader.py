@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models.torchrec.columns import Batch, Rows, open_split
+from sparsefeed.models.torchrec.loader import Loader
+
+SPEC = FeedSpec.parse(
+    {
+        "name": "numbered",
+        "tables": [{"name": "post", "dim": 4}],
+        "features": [{"kind": "id", "name": "post_id", "table": "post", "side": "candidate"}],
+        "responses": [{"name": "click", "column": "click"}],
+        "logs": {"member": None},
+    }
+)
+
+
+def write_numbered(folder: Path, groups_of_files: list[list[int]]) -> int:
+    """Files of row groups of these sizes; row i of all has post_id i + 1."""
+    (folder / "train").mkdir(parents=True)
+    number = 1
+    for i, groups in enumerate(groups_of_files):
+        schema = pa.schema([("y_click", pa.float32()), ("post_id", pa.int64())])
+        with pq.ParquetWriter(folder / "train" / f"{i}.parquet", schema) as writer:
+            for rows in groups:
+                ids = np.arange(number, number + rows)
+                writer.write_table(pa.table({"y_click": (ids % 2).astype(np.float32), "post_id": ids}, schema))
+                number += rows
+    return number - 1
+
+
+def loaders(folder: Path, ranks: int, batch_size: int, shuffle_rows: int = 8, seed: int = 0) -> list[Loader]:
+    columns = Rows.columns(SPEC)
+    parts = open_split(SPEC, folder, "train", columns)
+    return [
+        Loader(SPEC, parts, {"post": 10**6}, columns, batch_size, rank, ranks, shuffle_rows, seed)
+        for rank in range(ranks)
+    ]
+
+
+def ids_of(batch: Batch) -> list[int]:
+    ids: list[int] = batch.lookups.values().tolist()
+    # The label is the id's parity: rows are shuffled whole.
+    assert batch.labels_BR[:, 0].tolist() == [i % 2 for i in ids]
+    return ids
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=4),
+    ranks=st.integers(1, 3),
+    batch_size=st.integers(1, 7),
+    shuffle_rows=st.integers(1, 20),
+)
+def test_ranks_share_the_rows_evenly_without_repeats(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[list[int]], ranks: int, batch_size: int, shuffle_rows: int
+) -> None:
+    folder = tmp_path_factory.mktemp("numbered")
+    num_rows = write_numbered(folder, groups)
+    epochs = [[ids_of(b) for b in loader.epoch(0)] for loader in loaders(folder, ranks, batch_size, shuffle_rows)]
+    sizes = [[len(batch) for batch in batches] for batches in epochs]
+    assert all(of_rank == sizes[0] for of_rank in sizes), "a rank with another number of batches would wait for ever"
+    assert all(size == batch_size for size in sizes[0][:-1])
+    seen = Counter(i for batches in epochs for batch in batches for i in batch)
+    assert set(seen) <= set(range(1, num_rows + 1))
+    assert all(count == 1 for count in seen.values())
+    assert len(seen) == num_rows // ranks * ranks
+    loader = loaders(folder, ranks, batch_size, shuffle_rows)[0]
+    assert (loader.rows_per_epoch, loader.batches_per_epoch) == (num_rows // ranks, len(sizes[0]))
+
+
+def test_an_epoch_begun_in_the_middle_goes_on_as_if_never_left(tmp_path: Path) -> None:
+    write_numbered(tmp_path, [[10, 7], [20]])
+    loader = loaders(tmp_path, 1, 4)[0]
+    whole = [ids_of(b) for b in loader.epoch(0)]
+    for start in range(len(whole) + 1):
+        assert [ids_of(b) for b in loader.epoch(0, start)] == whole[start:]
+
+
+def test_equal_seeds_give_equal_orders_and_others_do_not(tmp_path: Path) -> None:
+    write_numbered(tmp_path, [[50, 50], [50]])
+
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        return [ids_of(b) for b in loaders(tmp_path, 1, 10, shuffle_rows=60, seed=seed)[0].epoch(epoch)]
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(2, 0)
+    assert order(1, 0) != order(1, 1)
+
+
+def test_rows_are_shuffled_across_row_groups_within_a_buffer(tmp_path: Path) -> None:
+    write_numbered(tmp_path, [[100, 100]])
+    first = ids_of(next(loaders(tmp_path, 1, 40, shuffle_rows=200)[0].epoch(0)))
+    assert min(sum(i <= 100 for i in first), sum(i > 100 for i in first)) >= 8
+
+
+def test_a_row_left_out_of_one_epoch_is_in_another(tmp_path: Path) -> None:
+    num_rows = write_numbered(tmp_path, [[3], [4], [4]])
+    left_out = []
+    for epoch in range(8):
+        seen = {i for loader in loaders(tmp_path, 2, 4) for b in loader.epoch(epoch) for i in ids_of(b)}
+        left_out.append(set(range(1, num_rows + 1)) - seen)
+    assert all(len(rows) == 1 for rows in left_out)
+    assert len(set.union(*left_out)) > 1

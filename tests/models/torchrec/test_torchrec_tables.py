@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models.dense import DenseModel, ModelConfig
+from sparsefeed.models.torchrec.columns import Rows, lookup_order
+from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables, first_values
+
+CAPACITIES = {"member": 64, "post": 128, "hashtag": 64}
+
+
+@pytest.mark.parametrize("cuts", [[0, 100], [0, 1, 99, 100], [0, 50, 100]])
+def test_first_values_do_not_depend_on_how_the_table_is_cut(cuts: list[int]) -> None:
+    start = 65_500  # the cuts fall on both sides of a block's end
+    whole = first_values(3, 1, 0, start + 100, 4, 0.1)[start:]
+    parts = [first_values(3, 1, start + a, start + b, 4, 0.1) for a, b in pairwise(cuts)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_first_values_are_small_random_and_zero_in_row_zero() -> None:
+    values = first_values(0, 0, 0, 5000, 8, 0.05)
+    assert (values[0] == 0).all()
+    assert np.abs(values).max() <= 0.05
+    assert values[1:].std() == pytest.approx(0.05 / np.sqrt(3), rel=0.02)
+    assert len(np.unique(values[1:], axis=0)) == 4999
+    assert not np.array_equal(values, first_values(0, 1, 0, 5000, 8, 0.05))
+    assert not np.array_equal(values, first_values(1, 0, 0, 5000, 8, 0.05))
+
+
+def test_tables_stand_in_the_specs_order_with_all_their_features(spec: FeedSpec) -> None:
+    configs = embedding_tables(spec, CAPACITIES, torch.device("meta")).embedding_bag_configs()
+    got = [(c.name, c.num_embeddings, c.embedding_dim, c.feature_names) for c in configs]
+    assert got == [
+        ("member", 64, 4, ["member_id"]),
+        ("post", 128, 8, ["post_id", "clicked"]),
+        ("hashtag", 64, 4, ["hashtags", "topics"]),
+    ]
+
+
+def test_the_model_pools_by_true_length_and_gives_each_feature_its_own_vector(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    tables = embedding_tables(spec, CAPACITIES, torch.device("cpu"))
+    model = RankingModel(spec, tables, DenseModel(spec, ModelConfig(hidden=(4,), cross_rank=2)))
+    ids = {
+        "member_id": [[5], [6], [7]],
+        "post_id": [[9], [8], [7]],
+        "clicked": [[9, 9, 4], [], [1]],  # mean, shares post_id's table
+        "hashtags": [[], [1, 2], [3]],  # mean
+        "topics": [[1, 2], [3], []],  # sum, shares hashtags' table
+    }
+    lookups = {
+        name: (np.array([i for row in rows for i in row], np.int64), np.cumsum([0, *map(len, rows)]))
+        for name, rows in ids.items()
+    }
+    zeros = np.zeros((3, 2), np.float32)
+    rows = Rows(zeros, zeros, np.ones((3, 1), np.float32), -np.ones((3, 1), np.float32), lookups)
+    weights = {name: bag.weight.detach().numpy() for name, bag in tables.embedding_bags.items()}
+    expected = {}
+    for feature in spec.lookups:
+        table = weights[spec.table_of(feature).name]
+        pooled = np.zeros((3, table.shape[1]), np.float32)
+        for b, row in enumerate(ids[feature.name]):
+            if row:
+                pooled[b] = table[row].sum(0) / (1 if feature.name == "topics" else len(row))
+        expected[feature.name] = torch.from_numpy(pooled)
+    with torch.inference_mode():
+        logits = model(rows.batch(lookup_order(spec), 0, 3))
+        wanted = model.dense(expected, torch.ones(3, 1), -torch.ones(3, 1))
+    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-6)

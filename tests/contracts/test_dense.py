@@ -15,7 +15,8 @@ import pytest
 
 from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
 from sparsefeed.models.calibration import MAX_LOGIT, Calibration, Platt
-from sparsefeed.models.dense import DenseModel, ModelConfig
+from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.onnx import export_dense, input_names
 
 GOLDEN = Path(__file__).parent / "fixtures" / "dense"

@@ -12,8 +12,7 @@ import pytest
 
 from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.workflow import FeedWorkflow
-from sparsefeed.models.dense import ModelConfig
-from sparsefeed.models.torchrec.train import TrainConfig
+from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.serving.server import TritonServer

@@ -27,7 +27,7 @@ def trees(
     dense_eval_ED: Floats,
     *,
     num_trees: int = 100,
-    num_leaves: int = 63,
+    num_leaves: int = 31,
     num_threads: int = 1,
     seed: int = 0,
 ) -> Floats:

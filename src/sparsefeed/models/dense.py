@@ -12,26 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from sparsefeed.etl.spec import FeedSpec, Frozen
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models.config import ModelConfig
 
-__all__ = ["CrossLayer", "DenseModel", "GatedLayer", "ModelConfig"]
-
-
-class ModelConfig(Frozen):
-    """Shape of the model; every trainer, export and checkpoint carries it."""
-
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128, 64), min_length=1)  # width per gated layer
-    gate: bool = True  # False: relu(W h) alone
-    cross_layers: int = Field(default=2, ge=0, le=8)  # 0: no cross network, the head sees the raw input
-    cross_rank: int = Field(default=32, ge=1)
-    table_init: float = Field(default=0.05, gt=0)  # embedding rows begin uniform in [-table_init, table_init]
+__all__ = ["CrossLayer", "DenseModel", "GatedLayer"]
 
 
 class GatedLayer(nn.Module):

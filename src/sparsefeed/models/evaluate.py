@@ -96,7 +96,8 @@ def _truth(folder: Path, responses: Sequence[str], impression: NDArray[Any]) -> 
     at = np.minimum(np.searchsorted(ids, impression, sorter=order), max(len(ids) - 1, 0))
     if not len(ids) or (ids[order[at]] != impression).any():
         raise DataError(f"{folder}: not every impression has a true probability; give the truth of the same logs")
-    return np.stack([table[f"p_{r}"].to_numpy()[order[at]] for r in responses], axis=1).astype(np.float64)
+    truth: NDArray[np.float64] = np.stack([table[f"p_{r}"].to_numpy()[order[at]] for r in responses], axis=1)
+    return truth.astype(np.float64)
 
 
 def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path) -> Calibration:

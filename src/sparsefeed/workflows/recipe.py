@@ -13,8 +13,8 @@ from sparsefeed.errors import SpecError, did_you_mean
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.simulate import SimulateConfig
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
-from sparsefeed.models.dense import ModelConfig
-from sparsefeed.models.torchrec.train import TrainConfig
+from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.config import TrainConfig
 from sparsefeed.workflows.serving.config import ServingConfig
 
 __all__ = ["Recipe", "load_recipe", "recipe_names"]

@@ -20,44 +20,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, model_validator
 
 from sparsefeed.errors import TrainError
 from sparsefeed.etl.spec import FeedSpec, Frozen
-from sparsefeed.models.dense import ModelConfig
+from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
 from sparsefeed.models.torchrec.columns import Rows, capacity_rows, open_split
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["Job", "TrainConfig", "TrainResult", "train"]
+__all__ = ["Job", "TrainResult", "train"]
 
 _LAST_LINES = 20
-
-
-class TrainConfig(Frozen):
-    """How to train; equal configurations on equal data give equal loss curves."""
-
-    processes: int = Field(default=2, ge=1)  # ranks; on GPUs one per device
-    batch_size: int = Field(default=8192, ge=1)  # rows of a global batch, over all ranks
-    epochs: int = Field(default=1, ge=1)
-    dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
-    table_learning_rate: float = Field(default=0.05, gt=0)  # row-wise Adagrad
-    warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
-    weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
-    shuffle_rows: int = Field(default=2**18, ge=1)  # rows a rank shuffles at a time
-    seed: int = Field(default=0, ge=0)
-    log_every: int = Field(default=20, ge=1)  # steps
-    checkpoint_every_s: float = Field(default=300.0, gt=0)  # besides the one at the end
-
-    @model_validator(mode="after")
-    def _can_be_split(self) -> TrainConfig:
-        if self.batch_size % self.processes:
-            raise ValueError(f"batch_size: got {self.batch_size}; must be a multiple of processes ({self.processes})")
-        return self
 
 
 class Job(Frozen):

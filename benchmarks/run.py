@@ -1,0 +1,131 @@
+"""Measure a suite on this machine and append its rows to benchmarks/results.csv.
+
+    python benchmarks/run.py etl|train|quality|serve|all [--scale tiny|small] [--check]
+
+Suites share one workspace (artifacts/bench), so `all` simulates, prepares and trains once. --check prints every
+target of benchmarks/targets.toml with its measured figure and exits with 1 where one falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from results import Recorder, Row, append, check, read
+
+from sparsefeed.workflows.console import console, quiet_libraries, stage
+from sparsefeed.workflows.demo import measure_serving
+from sparsefeed.workflows.recipe import Recipe, load_recipe
+from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare, simulate_logs, train_model
+from sparsefeed.workflows.workspace import Workspace
+
+Suite = Callable[[Recipe, Workspace, Recorder], list[Row]]
+
+
+def etl(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
+    """Logs to training parquet, cluster start included, as a user waits for it."""
+    with stage("simulate") as progress:
+        simulate_logs(recipe, workspace, progress)
+    shutil.rmtree(workspace.etl, ignore_errors=True)
+    started = time.perf_counter()
+    with stage("etl") as progress:
+        summary = prepare(recipe, workspace, progress=progress)
+    seconds = time.perf_counter() - started
+    rows = summary["num_train_rows"] + summary["num_eval_rows"]
+    size_bytes = sum(path.stat().st_size for path in workspace.etl.rglob("*") if path.is_file())
+    return [
+        record.row("logs to parquet", "rows per second", rows / seconds, "rows/s"),
+        record.row("logs to parquet", "seconds", seconds, "s"),
+        record.row("logs to parquet", "bytes per row", size_bytes / rows, "B"),
+    ]
+
+
+def train(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
+    """Both trainings of the demo: with weights and without."""
+    _need(recipe, workspace)
+    shutil.rmtree(workspace.training("ips").parent, ignore_errors=True)
+    with stage("train") as progress:
+        result = train_model(recipe, workspace, "ips", progress)
+    with stage("compare") as progress:
+        train_model(recipe, workspace, "none", progress)
+    case = f"{recipe.train.processes} processes, batch {recipe.train.batch_size}"
+    return [record.row(case, "samples per second", result.samples_per_s, "samples/s")]
+
+
+def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
+    """Held-out random sessions, against the true probabilities; peers of the same run and rows."""
+    _need(recipe, workspace)
+    for weights in ("ips", "none"):
+        train_model(recipe, workspace, weights)
+    with stage("eval") as progress:
+        result = evaluate_models(recipe, workspace, progress)
+    rows = []
+    for response, models in result["responses"].items():
+        shown = {name: values["expected"] for name, values in models.items()}
+        for peer, name in (("LightGBM without ids", "lightgbm"), ("constant", "constant"), ("no weights", "none")):
+            for metric in ("auc", "log_loss"):
+                rows.append(record.row(response, metric, shown["ips"][metric], "", peer, shown[name][metric]))
+        over = "predicted_over_actual"
+        rows.append(record.row(response, over, shown["ips"][over], "", "no weights", shown["none"][over]))
+        rows.append(record.row(response, over, result["calibrated"][response][over], "", "calibrated", None))
+    return rows
+
+
+def serve(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
+    """perf_analyzer against the ensemble, real requests."""
+    _need(recipe, workspace)
+    train_model(recipe, workspace, "ips")
+    with stage("export") as progress:
+        export_serving(recipe, workspace, progress)
+    with stage("serve") as progress:
+        result = measure_serving(recipe, workspace, progress=progress)
+    rows = []
+    for load in result["loads"]:
+        case = f"{load['candidates']} candidates, {load['concurrency']} in flight"
+        rows += [
+            record.row(case, name.removesuffix("_ms"), load[name], "ms") for name in ("p50_ms", "p95_ms", "p99_ms")
+        ]
+        rows.append(record.row(case, "requests per second", load["requests_per_s"], "requests/s"))
+    return rows
+
+
+def _need(recipe: Recipe, workspace: Workspace) -> None:
+    simulate_logs(recipe, workspace)
+    prepare(recipe, workspace)
+
+
+SUITES: dict[str, Suite] = {"etl": etl, "train": train, "quality": quality, "serve": serve}
+
+
+def main() -> int:
+    """Run, record, and check if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=[*SUITES, "all"])
+    parser.add_argument("--scale", default="tiny", help="a recipe's name or file")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    quiet_libraries()
+    recipe, workspace = load_recipe(options.scale), Workspace(Path("artifacts") / "bench" / options.scale)
+    failed = False
+    for name in SUITES if options.suite == "all" else [options.suite]:
+        record = Recorder(name, f"python benchmarks/run.py {name} --scale {options.scale}")
+        rows = SUITES[name](recipe, workspace, record)
+        append(rows)
+        for row in rows:
+            beside = f"  {row.peer} {row.peer_value:.4g}, ratio {row.ratio:.3f}" if row.ratio else f"  {row.peer}"
+            console.print(f"{name:8} {row.case:32} {row.metric:22} {row.value:12.4f} {row.unit}{beside}")
+        if options.check:
+            for what, holds, shown in check(read(), name):
+                failed |= not holds
+                console.print(f"{'[green]holds[/green]' if holds else '[red]SHORT[/red]'}  {name}: {what}: {shown}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

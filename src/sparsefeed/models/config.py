@@ -1,0 +1,43 @@
+"""Settings of the model and of its training; free of torch, so that a command that does not train starts at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sparsefeed.etl.spec import Frozen
+
+__all__ = ["ModelConfig", "TrainConfig"]
+
+
+class ModelConfig(Frozen):
+    """Shape of the model; every trainer, export and checkpoint carries it."""
+
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128, 64), min_length=1)  # width per gated layer
+    gate: bool = True  # False: relu(W h) alone
+    cross_layers: int = Field(default=2, ge=0, le=8)  # 0: no cross network, the head sees the raw input
+    cross_rank: int = Field(default=32, ge=1)
+    table_init: float = Field(default=0.05, gt=0)  # embedding rows begin uniform in [-table_init, table_init]
+
+
+class TrainConfig(Frozen):
+    """How to train; equal configurations on equal data give equal loss curves."""
+
+    processes: int = Field(default=2, ge=1)  # ranks; on GPUs one per device
+    batch_size: int = Field(default=8192, ge=1)  # rows of a global batch, over all ranks
+    epochs: int = Field(default=1, ge=1)
+    dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
+    table_learning_rate: float = Field(default=0.05, gt=0)  # row-wise Adagrad
+    warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
+    weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
+    shuffle_rows: int = Field(default=2**18, ge=1)  # rows a rank shuffles at a time
+    seed: int = Field(default=0, ge=0)
+    log_every: int = Field(default=20, ge=1)  # steps
+    checkpoint_every_s: float = Field(default=300.0, gt=0)  # besides the one at the end
+
+    @model_validator(mode="after")
+    def _can_be_split(self) -> TrainConfig:
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size: got {self.batch_size}; must be a multiple of processes ({self.processes})")
+        return self

@@ -1,0 +1,59 @@
+"""The command line: help is quick, doctor never fails, an error is one message and status 1."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def sparsefeed(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "sparsefeed"
+    return subprocess.run([str(program), *words], capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+
+
+def test_help_names_every_command_and_imports_no_heavy_library() -> None:
+    started = time.perf_counter()
+    shown = sparsefeed("--help").stdout
+    assert time.perf_counter() - started < 5
+    for command in ("doctor", "simulate", "etl", "train", "eval", "export", "serve", "rank", "bench", "report", "demo"):
+        assert command in shown
+
+
+def test_the_command_line_and_recipes_load_without_torch_and_dask() -> None:
+    code = (
+        "import sys, sparsefeed.workflows.cli, sparsefeed.workflows.recipe as r; r.load_recipe('tiny');"
+        "print(sorted({'torch', 'dask', 'nvtabular', 'tritonclient', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_doctor_says_what_is_there_and_why_not_the_rest() -> None:
+    done = sparsefeed("doctor")
+    assert done.returncode == 0
+    for word in ("Python", "GPU", "cudf", "hugectr", "nvtabular", "torchrec", "tritonserver", "perf_analyzer", "redis"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["etl", "--recipe", "tinny"], 'SpecError: recipe "tinny" is not there; did you mean "tiny"?'),
+        (["etl"], "DataError: artifacts/logs/impressions: no day=YYYY-MM-DD/*.parquet"),
+        (["train"], "etl.json"),
+        (["eval"], "spec.json"),
+        (["export"], "run `sparsefeed train` first"),
+        (["serve"], "no bundle"),
+        (["rank", "--member", "m", "--posts", "p", "--url", "127.0.0.1:1"], "is the server started"),
+        (["rank", "--member", "m", "--posts", "p", "--overrides", "{"], "RequestError: --overrides: not JSON"),
+    ],
+)
+def test_an_error_is_one_message_and_status_1(tmp_path: Path, words: list[str], message: str) -> None:
+    done = sparsefeed(*words, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert message in " ".join((done.stdout + done.stderr).split())

@@ -113,7 +113,8 @@ def test_5_counts_that_do_not_cover_the_keys_are_an_error(store: ParameterStore,
 
 def test_6_the_model_has_no_batch_dimension_and_only_these_tensors() -> None:
     pytest.importorskip("tritonclient.grpc")
-    from sparsefeed.workflows.serving.config import ServingConfig, models_of
+    from sparsefeed.workflows.serving.config import ServingConfig
+    from sparsefeed.workflows.serving.triton_models import models_of
     from tests import logs
 
     config = models_of(logs.spec(), ServingConfig())["feed_hps"].config

@@ -47,7 +47,7 @@ def test_doctor_says_what_is_there_and_why_not_the_rest() -> None:
         (["train"], "etl.json"),
         (["eval"], "spec.json"),
         (["export"], "run `sparsefeed train` first"),
-        (["serve"], "no bundle"),
+        (["serve"], "BundleError: artifacts/bundles/current: missing; run `sparsefeed export` first"),
         (["rank", "--member", "m", "--posts", "p", "--url", "127.0.0.1:1"], "is the server started"),
         (["rank", "--member", "m", "--posts", "p", "--overrides", "{"], "RequestError: --overrides: not JSON"),
     ],

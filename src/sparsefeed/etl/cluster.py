@@ -43,8 +43,13 @@ def open_cluster(config: ClusterConfig) -> Iterator[Any]:
     from distributed import Client, LocalCluster
     from merlin.core.utils import set_dask_client
 
-    quiet = {"distributed.worker.memory.spill": 0.8, "distributed.comm.timeouts.connect": "60s"}
-    with dask.config.set(quiet), warnings.catch_warnings():
+    # What travelled between workers need not be aligned, and Merlin's imports warn of what is not used.
+    environment = {"ACERO_ALIGNMENT_HANDLING": "ignore", "PYTHONWARNINGS": "ignore"}
+    settings = {
+        "distributed.comm.timeouts.connect": "60s",
+        "distributed.nanny.pre-spawn-environ": dask.config.get("distributed.nanny.pre-spawn-environ") | environment,
+    }
+    with dask.config.set(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if config.address:
             cluster = None
@@ -61,8 +66,6 @@ def open_cluster(config: ClusterConfig) -> Iterator[Any]:
                 threads_per_worker=1,
                 dashboard_address=None,
                 silence_logs=logging.ERROR,
-                # What travelled between workers need not be aligned, and Merlin's imports warn of what is not used.
-                env={"ACERO_ALIGNMENT_HANDLING": "ignore", "PYTHONWARNINGS": "ignore"},
             )
             client = Client(cluster)
         # Import on every worker first: a worker killed during its cold import would take the fit with it.

@@ -255,7 +255,7 @@ def open_version(root: Path, id: str | None = None) -> Bundle:
     if id is None:
         id = read_current(root)
         if id is None:
-            raise BundleError(f"{root}/current: missing; publish a version and set it")
+            raise BundleError(f"{root}/current: missing; run `sparsefeed export` first")
     path = _version(root, id)
     if not _ID.fullmatch(id) or not (path / _READY).exists():
         raise BundleError(f'{root}: "{id}" is no READY version; there are: {", ".join(versions(root)) or "none"}')

@@ -180,7 +180,7 @@ def rank(
         ranking = client.rank(member, candidates, changes)
     table = Table(box=None, header_style="bold", title=f"bundle {ranking.bundle}")
     for heading in ("post", "score", *ranking.probability, "unknown"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for post in ranking.order:
         i = ranking.posts.index(post)
         values = [f"{p[i]:.4f}" for p in ranking.probability.values()]

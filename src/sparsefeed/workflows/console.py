@@ -24,6 +24,7 @@ from sparsefeed.progress import Progress
 
 __all__ = ["console", "quiet_libraries", "stage"]
 
+_LINE_EVERY_S = 5.0
 console = Console(highlight=False)
 
 
@@ -39,7 +40,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def stage(name: str) -> Iterator[Progress]:
-    """A progress bar for one stage; on a terminal it moves, in a log every change of what is done is a line."""
+    """A progress bar for one stage; on a terminal it moves, in a log it is a line now and then."""
     started = time.perf_counter()
     if console.is_terminal:
         columns = (
@@ -59,12 +60,14 @@ def stage(name: str) -> Iterator[Progress]:
 
             yield move
     else:
-        said: list[str] = []
+        word, told = "", started
 
         def line(done: int, total: int, what: str) -> None:
-            if what not in said[-1:]:
-                said.append(what)
-                console.print(f"{name:9} {time.perf_counter() - started:6.1f} s  {what}")
+            nonlocal word, told
+            now = time.perf_counter()
+            if what.split(" ", maxsplit=1)[0] != word or now - told > _LINE_EVERY_S:
+                word, told = what.split(" ", maxsplit=1)[0], now
+                console.print(f"{name:9} {now - started:6.1f} s  {what} ({done:,} of {total:,})")
 
         yield line
     console.print(f"[green]done[/green] {name:9} {time.perf_counter() - started:6.1f} s")

@@ -11,7 +11,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 import sparsefeed.workflows
 from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, validate
-from sparsefeed.workflows.serving.config import ServingConfig, models_of
+from sparsefeed.workflows.serving.config import ServingConfig
+from sparsefeed.workflows.serving.triton_models import models_of
 from sparsefeed.workflows.serving.request import STEPS
 from sparsefeed.workflows.serving.template import TEMPLATE, write_template
 from tests.workflows.serving.feed import SPEC

@@ -38,7 +38,7 @@ __all__ = [
     "table_memory",
 ]
 
-MODEL_NAMES = {"ips": "IPS weights", "none": "no weights", "lightgbm": "LightGBM without ids", "constant": "constant"}
+MODEL_NAMES = {"ips": "IPS weights", "none": "no weights", "lightgbm": "LightGBM, no ids", "constant": "constant"}
 _MODEL_COLOURS = dict(zip(MODEL_NAMES.values(), (BLUE, VERMILION, GREEN, GREY), strict=True))
 _MODEL_SHAPES = dict(zip(MODEL_NAMES.values(), ("circle", "square", "triangle-up", "diamond"), strict=True))
 MAX_SURFACES = len(HUES)
@@ -46,7 +46,7 @@ MAX_SURFACES = len(HUES)
 
 def response_rates(rates: Mapping[str, tuple[float, float]]) -> Plot:
     """Share of impressions with each response: (random, production) sessions."""
-    rows = [
+    rows: list[Row] = [
         {"response": response, "sessions": sessions, "rate": rate}
         for response, pair in rates.items()
         for sessions, rate in zip(("random", "production"), pair, strict=True)
@@ -109,14 +109,14 @@ def ips_weights(response: str, cells: Sequence[IpsCell], number: int) -> Plot:
             strokeDash=alt.StrokeDash(
                 "y:N",
                 scale=alt.Scale(domain=["y = 1", "y = 0"], range=[[1, 0], [4, 3]]),
-                legend=alt.Legend(symbolType="stroke", symbolStrokeColor="#222"),
+                legend=None,
             ),
         )
     )
     label = f"Weights of {response} by position: " + "; ".join(
         f"y = {y} from {min(w):.2f} to {max(w):.2f}" for y in (1, 0) if (w := [c.weight for c in cells if c.y == y])
     )
-    return draw(_unit_rule("y") + lines, f"ips-{number}", response, label)
+    return draw(_unit_rule("y") + lines, f"ips-{number}", f"{response} (solid: y = 1, dashed: y = 0)", label)
 
 
 def busiest_surfaces(cells: Sequence[IpsCell]) -> list[str]:
@@ -128,24 +128,27 @@ def busiest_surfaces(cells: Sequence[IpsCell]) -> list[str]:
 
 
 def learning_curve(response: str, curves: Mapping[str, Sequence[CurvePoint]], number: int) -> Plot:
-    """Training loss of one response, by weights."""
+    """Training loss of one response as a share of where it began, by weights; the legend has the loss itself."""
+    names = {
+        weights: f"{MODEL_NAMES[weights]}: {curve[0].loss[response]:.4f} to {curve[-1].loss[response]:.4f}"
+        for weights, curve in curves.items()
+    }
     rows = [
-        {"samples": point.samples, "loss": point.loss[response], "model": MODEL_NAMES[weights]}
+        {"samples": point.samples, "share": point.loss[response] / curve[0].loss[response], "model": names[weights]}
         for weights, curve in curves.items()
         for point in curve
     ]
-    names = [MODEL_NAMES[weights] for weights in curves]
+    colours = [_MODEL_COLOURS[MODEL_NAMES[weights]] for weights in curves]
     chart = (
         _base(rows)
         .mark_line(point={"filled": True, "size": 30})
         .encode(
             x=alt.X("samples:Q", title="impressions trained on", axis=alt.Axis(format="~s", tickCount=6)),
-            y=alt.Y("loss:Q", title="log loss", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6)),
-            color=alt.Color("model:N", scale=legend(names, [_MODEL_COLOURS[name] for name in names])),
+            y=alt.Y("share:Q", title="loss / first loss", scale=alt.Scale(zero=False), axis=alt.Axis(format="~%")),
+            color=alt.Color("model:N", scale=legend(list(names.values()), colours)),
         )
     )
-    words = (f"{MODEL_NAMES[w]}: {c[0].loss[response]:.4f} to {c[-1].loss[response]:.4f}" for w, c in curves.items())
-    return draw(chart, f"curve-{number}", response, f"Training loss of {response}. " + "; ".join(words))
+    return draw(chart, f"curve-{number}", response, f"Training loss of {response}. " + "; ".join(names.values()))
 
 
 def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot, Plot]:
@@ -188,7 +191,7 @@ def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot
 
 def calibration(response: str, models: Mapping[str, Quality], number: int) -> Plot:
     """Actual against predicted rate by decile of the prediction; the diagonal is right."""
-    rows = [
+    rows: list[Row] = [
         {"predicted": predicted, "actual": actual, "model": MODEL_NAMES[model]}
         for model, quality in models.items()
         if model in ("ips", "none", "lightgbm")
@@ -222,22 +225,20 @@ def calibration(response: str, models: Mapping[str, Quality], number: int) -> Pl
 def latency_by_step(loads: Sequence[Load]) -> Plot:
     """Mean time of a request by step, waiting apart from computing."""
     steps = [step.step for step in loads[0].steps]
-    kinds = [f"{step}{part}" for step in steps for part in (" waits", "")]
-    colours = [colour for pair in zip(PALE, HUES, strict=False) for colour in pair]
+    kinds = [*(f"{step} waits" for step in steps), *steps]
+    colours = [*PALE[: len(steps)], *HUES]
     rows: list[Row] = []
     for load in loads:
         for step in load.steps:
-            rows.append({"load": load.name, "kind": f"{step.step} waits", "ms": step.queue_ms})
-            rows.append({"load": load.name, "kind": step.step, "ms": step.compute_ms})
-    for row in rows:
-        row["order"] = kinds.index(row["kind"])
+            for kind, ms in ((f"{step.step} waits", step.queue_ms), (step.step, step.compute_ms)):
+                rows.append({"load": load.name, "kind": kind, "ms": ms, "order": len(rows)})
     chart = (
         _base(rows)
         .mark_bar()
         .encode(
             y=_loads_axis(loads),
             x=alt.X("ms:Q", title="mean milliseconds per request", axis=alt.Axis(tickCount=6)),
-            color=alt.Color("kind:N", scale=legend(kinds, colours), legend=alt.Legend(columns=2)),
+            color=alt.Color("kind:N", scale=legend(kinds, colours), legend=alt.Legend(orient="bottom", columns=3)),
             order="order:Q",
         )
     )
@@ -246,12 +247,13 @@ def latency_by_step(loads: Sequence[Load]) -> Plot:
         + ", ".join(f"{s.step} {s.compute_ms:.2f} ms after waiting {s.queue_ms:.2f} ms" for s in load.steps)
         for load in loads
     )
-    return draw(chart, "steps", "Where the time goes", "; ".join(words), _height(len(loads), legend_rows=3))
+    return draw(chart, "steps", "Where the time goes", "; ".join(words), _height(len(loads), legend_rows=2))
 
 
 def latency_by_load(loads: Sequence[Load]) -> Plot:
     """p50, p95 and p99 as clients saw them."""
     percentiles = {"p50": BLUE, "p95": "#E69F00", "p99": VERMILION}
+    colours = legend(list(percentiles), list(percentiles.values()))
     shapes = ("circle", "diamond", "square")
     rows = [{"load": load.name, "percentile": p, "ms": getattr(load, f"{p}_ms")} for load in loads for p in percentiles]
     base = _base(rows).encode(
@@ -259,13 +261,12 @@ def latency_by_load(loads: Sequence[Load]) -> Plot:
         x=alt.X("ms:Q", title="milliseconds", scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6)),
     )
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(
-        color=alt.Color("percentile:N", scale=legend(list(percentiles), list(percentiles.values()))),
+        color=alt.Color("percentile:N", scale=colours, legend=alt.Legend(orient="bottom")),
         shape=alt.Shape("percentile:N", scale=legend(list(percentiles), shapes)),
     )
     words = (f"{load.name}: p50 {load.p50_ms:.2f}, p95 {load.p95_ms:.2f}, p99 {load.p99_ms:.2f} ms" for load in loads)
     chart = base.mark_line(color="#bbb").encode(detail="load:N") + dots
-    # As high as its neighbour, so that their lines stand side by side.
-    return draw(chart, "loads", "What clients see", "; ".join(words), _height(len(loads), legend_rows=3))
+    return draw(chart, "loads", "What clients see", "; ".join(words), _height(len(loads)))
 
 
 def table_memory(tables: Sequence[StoredTable]) -> Plot:
@@ -298,8 +299,8 @@ def feed_order(posts: Sequence[RankedPost]) -> Plot:
         rows += [
             {"post": post.post, "side": side, "place": place, "way": way, "text": text}
             for side, place, text in (
-                ("as shown", post.before, f"{_short(post.post)}  {post.before}"),
-                ("as ranked", post.after, f"{post.after}  {_short(post.post)}"),
+                ("as shown", post.before, f"{_short(post.post)} · {post.before}"),
+                ("as ranked", post.after, f"{post.after} · {_short(post.post)}"),
             )
         ]
     x = alt.X(
@@ -328,7 +329,7 @@ def feed_order(posts: Sequence[RankedPost]) -> Plot:
 def score_parts(posts: Sequence[RankedPost], score_weights: Mapping[str, float]) -> Plot:
     """What each response gives to each post's score: probability * score weight, in the ranked order."""
     ordered = sorted(posts, key=lambda post: post.after)
-    names = {post.post: f"{post.after}  {_short(post.post)}" for post in ordered}
+    names = {post.post: f"{post.after} · {_short(post.post)}" for post in ordered}
     rows = [
         {"post": names[post.post], "response": response, "part": post.probability[response] * weight, "order": i}
         for post in ordered

@@ -137,10 +137,20 @@ class Evaluation(_Record):
     calibrated: dict[str, Metrics] = {}  # of the first model, by response
 
     @property
+    def observed(self) -> dict[str, dict[str, Metrics]]:
+        """Response -> model -> quality on the drawn labels."""
+        return {response: dict(models) for response, models in self.responses.items()}
+
+    @property
     def expected(self) -> dict[str, dict[str, Metrics]]:
-        """Response -> model -> quality on the true probabilities; empty where they are not known."""
+        """Response -> model -> quality on the true probabilities; empty where one is not known."""
         known = {r: {m: q.expected for m, q in models.items() if q.expected} for r, models in self.responses.items()}
-        return known if all(known.values()) else {}
+        return known if all(len(known[r]) == len(models) for r, models in self.responses.items()) else {}
+
+    @property
+    def best_known(self) -> dict[str, dict[str, Metrics]]:
+        """`expected`, or else `observed`."""
+        return self.expected or self.observed
 
 
 class StoredTable(_Record):

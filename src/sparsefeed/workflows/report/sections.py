@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sparsefeed.workflows.report import plots
-from sparsefeed.workflows.report.chart import Plot
 from sparsefeed.workflows.report.run import Etl, IpsCell, Metrics, Run, Served
+from sparsefeed.workflows.report.section import Part, Section, Table, missing, number
 
-__all__ = ["Part", "Section", "Table", "all_sections", "number", "session_counts"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text by rows; the first column is words, the others stand to the right unless named in `words`."""
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Part:
-    """Plots or tables that stand side by side where the page is wide; folded under `summary` if it is given."""
-
-    items: tuple[Plot | Table, ...]
-    summary: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """One heading of the page; without parts its text says what would fill it."""
-
-    anchor: str
-    title: str
-    text: tuple[str, ...]
-    parts: tuple[Part, ...] = ()
+__all__ = ["SessionCounts", "all_sections", "session_counts"]
 
 
 @dataclass(frozen=True)
@@ -80,20 +51,11 @@ def all_sections(run: Run) -> tuple[Section, ...]:
     )
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A figure as the page writes it; a dash where it is not defined."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
-def _missing(anchor: str, title: str, command: str, file: str) -> Section:
-    return Section(anchor, title, (f"Not in this run yet: `sparsefeed {command}` writes {file}.",))
-
-
 def _data(run: Run) -> Section:
     anchor, title = "data", "Data and ids"
     etl, spec = run.etl, run.spec
     if etl is None or spec is None:
-        return _missing(anchor, title, "etl", "etl/etl.json")
+        return missing(anchor, title, "etl", "etl/etl.json")
     text = []
     if run.simulation:
         world = run.simulation.config
@@ -159,7 +121,7 @@ def _weights(run: Run) -> Section:
     if run.spec is not None and run.spec.ips == "none":
         return Section(anchor, title, ("The declaration has `ips: none`: every impression weighs 1.",))
     if not run.ips:
-        return _missing(anchor, title, "etl", "etl/ips.parquet")
+        return missing(anchor, title, "etl", "etl/ips.parquet")
     responses = list(dict.fromkeys(cell.response for cell in run.ips))
     uncovered = sum(cell.reason != "" for cell in run.ips)
     shown = plots.busiest_surfaces(run.ips)
@@ -167,7 +129,8 @@ def _weights(run: Run) -> Section:
     text = [
         "Production sessions show what the policy expects to please, first of all at the top; random sessions do not. "
         "A production impression is weighted by the rate of its response (y = 1) or of its absence (y = 0) in "
-        "random sessions at that position, divided by the rate in production sessions. Training then sees the rates of random traffic.",
+        "random sessions at that position, divided by the rate in production sessions. Training then sees the rates "
+        "of random traffic.",
         f"{uncovered} of {len(run.ips)} cells could not be weighted and weigh 1; the table below says why."
         if uncovered
         else f"All {len(run.ips)} cells (response, surface, position, y) are covered by random sessions.",
@@ -206,12 +169,10 @@ def _cells(response: str, cells: Sequence[IpsCell]) -> Table:
 def _training(run: Run) -> Section:
     anchor, title = "training", "Learning curves"
     if not run.curves:
-        return _missing(anchor, title, "train", "training/ips/curve.jsonl")
+        return missing(anchor, title, "train", "training/ips/curve.jsonl")
     text = [
-        "Mean training loss between two lines of the log. The levels of the two runs are not comparable: the weighted "
-        "loss is that of traffic as random sessions have it, the other that of production traffic."
-        if len(run.curves) > 1
-        else "Mean training loss between two lines of the log."
+        "Mean training loss (log loss) between two lines of the log, as a share of the first. The two losses themselves "
+        "are not comparable: with weights it is that of traffic as random sessions have it, without that of production."
     ]
     if "none" not in run.curves:
         text.append("The run without weights is missing: `sparsefeed train --weights none` makes it.")
@@ -224,26 +185,28 @@ def _quality(run: Run) -> Section:
     anchor, title = "quality", "Quality on held-out random sessions"
     evaluation = run.evaluation
     if evaluation is None:
-        return _missing(anchor, title, "eval", "evaluation.json")
-    observed = {r: dict[str, Metrics](models) for r, models in evaluation.responses.items()}
-    expected = evaluation.expected
+        return missing(anchor, title, "eval", "evaluation.json")
     text = [
-        f"{evaluation.num_rows:,} impressions that no policy chose. Predicted / actual is the sum of the predictions over "
-        "the sum of the responses: 1 is unbiased. Normalised entropy is the log loss over that of the best constant: "
-        "below 1 is better than the mean. LightGBM has the dense features alone.",
+        f"{evaluation.num_rows:,} impressions that no policy chose. Predicted / actual is the sum of the predictions "
+        "over the sum of the responses: 1 is unbiased. Normalised entropy is the log loss over that of the best "
+        "constant: below 1 is better than the mean. LightGBM has the dense features alone.",
     ]
-    if expected:
+    if evaluation.expected:
         text.append(
-            "Measured against the true probabilities the simulator drew the responses from, so without the noise of drawing."
+            "Measured against the true probabilities the simulator drew the responses from, so without the noise of "
+            "drawing."
         )
     if evaluation.calibrated:
         text.append(
-            "“Calibrated” is the served model after a Platt fit on one half of these impressions, measured on the other half."
+            "“Calibrated” is the first model after a Platt fit on one half of these impressions, measured on the "
+            "other half."
         )
-    shown = expected or observed
-    parts = [Part(plots.models_compared(shown)), Part(_quality_tables(shown, evaluation.calibrated))]
-    if expected:
-        parts.append(Part(_quality_tables(observed, {}), "The same against the drawn responses"))
+    parts = [
+        Part(plots.models_compared(evaluation.best_known)),
+        Part(_quality_tables(evaluation.best_known, evaluation.calibrated)),
+    ]
+    if evaluation.expected:
+        parts.append(Part(_quality_tables(evaluation.observed, {}), "The same against the drawn responses"))
     return Section(anchor, title, tuple(text), tuple(parts))
 
 
@@ -270,10 +233,10 @@ def _quality_tables(measured: dict[str, dict[str, Metrics]], calibrated: dict[st
 def _calibration(run: Run) -> Section:
     anchor, title = "calibration", "Calibration"
     if run.evaluation is None:
-        return _missing(anchor, title, "eval", "evaluation.json")
+        return missing(anchor, title, "eval", "evaluation.json")
     text = (
-        "The same impressions in ten groups of rising prediction: the mean response that came against the mean that was predicted, "
-        "before calibration. Points under the dotted diagonal were promised more than came."
+        "The same impressions in ten groups of rising prediction: the mean response that came against the mean that "
+        "was predicted, before calibration. Points under the dotted diagonal were promised more than came."
     )
     drawn = (plots.calibration(r, models, i) for i, (r, models) in enumerate(run.evaluation.responses.items()))
     return Section(anchor, title, (text,), (Part(tuple(drawn)),))
@@ -283,10 +246,10 @@ def _latency(run: Run) -> Section:
     anchor, title = "latency", "Latency of the server"
     bench = run.bench
     if bench is None:
-        return _missing(anchor, title, "bench", "bench.json")
+        return missing(anchor, title, "bench", "bench.json")
     text = [
-        f"Bundle {bench.bundle} behind Triton on {bench.machine}, sent real requests over gRPC by perf_analyzer on the same "
-        "machine. Clients see the steps and, besides, the way through the ensemble and the network."
+        f"Bundle {bench.bundle} behind Triton on {bench.machine}, sent real requests over gRPC by perf_analyzer on the "
+        "same machine. Clients see the steps and, besides, the way through the ensemble and the network."
     ]
     text += _other_bundle(run.served, bench.bundle)
     steps = tuple(step.step for step in bench.loads[0].steps)
@@ -324,7 +287,7 @@ def _latency(run: Run) -> Section:
 def _memory(run: Run) -> Section:
     anchor, title = "memory", "Memory of the tables"
     if run.served is None:
-        return _missing(anchor, title, "export", "a bundle")
+        return missing(anchor, title, "export", "a bundle")
     tables = run.served.tables
     rows = tuple(
         (
@@ -339,8 +302,8 @@ def _memory(run: Run) -> Section:
         for table in tables
     )
     text = (
-        f"Bundle {run.served.manifest.id} stores its rows as {run.served.manifest.row_format}. An int8 row holds one byte a value, "
-        "and 8 bytes of scale and bias."
+        f"Bundle {run.served.manifest.id} stores its rows as {run.served.manifest.row_format}. An int8 row holds one "
+        "byte a value, and 8 bytes of scale and bias."
     )
     heads = ("table", "rows", "dim", "stored as", "fp32 MB", "int8 MB", "int8 / fp32")
     parts = Part((plots.table_memory(tables), Table("Sizes", heads, rows, ("stored as",))))
@@ -351,10 +314,10 @@ def _feed(run: Run) -> Section:
     anchor, title = "feed", "One feed before and after"
     ranking = run.ranking
     if ranking is None:
-        return _missing(anchor, title, "bench", "ranking.json")
+        return missing(anchor, title, "bench", "ranking.json")
     text = [
-        f"One session of member {ranking.member} on the last day: its posts in the order they were shown, and as bundle "
-        f"{ranking.bundle} ranks them."
+        f"One session of member {ranking.member} on the last day: its posts in the order they were shown, and as "
+        f"bundle {ranking.bundle} ranks them."
     ]
     text += _other_bundle(run.served, ranking.bundle)
     posts = sorted(ranking.posts, key=lambda post: post.after)

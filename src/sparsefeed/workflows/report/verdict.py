@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparsefeed.workflows.report.plots import MODEL_NAMES
 from sparsefeed.workflows.report.run import Bench, Etl, Evaluation, Run, StoredTable
-from sparsefeed.workflows.report.sections import number
+from sparsefeed.workflows.report.section import number
 
 __all__ = ["Figure", "figures", "summary"]
 
@@ -37,12 +37,11 @@ def figures(run: Run) -> tuple[Figure, ...]:
     """The few figures a reader takes away, at most four."""
     out = []
     if run.evaluation:
-        evaluation = run.evaluation
-        response, models = next(iter((evaluation.expected or evaluation.responses).items()))
+        response, models = next(iter(run.evaluation.best_known.items()))
         for model in ("ips", "none"):
             if model in models:
                 value = number(models[model].predicted_over_actual, 2)
-                out.append(Figure(value, f"predicted / actual {response}, {MODEL_NAMES[model]}"))
+                out.append(Figure(value, f"predicted / actual of {response}, {MODEL_NAMES[model]}"))
         best = "ips" if "ips" in models else "none"
         if best in models and "lightgbm" in models:
             rival = number(models["lightgbm"].auc)
@@ -57,16 +56,15 @@ def _data(etl: Etl) -> str:
     ids = ", ".join(f"{count:,} {table}" for table, count in etl.num_ids.items())
     days = f"{len(etl.train_days)} day{'s' if len(etl.train_days) > 1 else ''}"
     return (
-        f"It learned from {etl.num_train_rows:,} impressions of {days}; of the ids they hold, {ids} ids have an embedding "
-        "of their own."
+        f"The model learned from {etl.num_train_rows:,} impressions of {days}; {ids} ids were seen often enough for an "
+        "embedding of their own."
     )
 
 
 def _quality(evaluation: Evaluation) -> list[str]:
-    shown = evaluation.expected or evaluation.responses
-    response, models = next(iter(shown.items()))
+    response, models = next(iter(evaluation.best_known.items()))
     told = [
-        f"{number(models[model].predicted_over_actual, 2)} {words}"
+        f"{number(models[model].predicted_over_actual, 2)} {words} ({_range(evaluation, model)})"
         for model, words in (("ips", "with IPS weights"), ("none", "without"))
         if model in models
     ]
@@ -74,29 +72,39 @@ def _quality(evaluation: Evaluation) -> list[str]:
     if told:
         sentences.append(
             f"On {evaluation.num_rows:,} held-out impressions of random sessions, predicted/actual of {response} is "
-            f"{', '.join(told)} (1 is unbiased)."
+            f"{' and '.join(told)}; 1 is unbiased."
         )
     ours = "ips" if "ips" in models else "none"
-    rows = [(name, m[ours].auc, m["lightgbm"].auc) for name, m in shown.items() if ours in m and "lightgbm" in m]
+    rows = [
+        (name, m[ours].auc, m["lightgbm"].auc)
+        for name, m in evaluation.best_known.items()
+        if ours in m and "lightgbm" in m
+    ]
     if rows:
         ahead = [name for name, own, rival in rows if own > rival]
         name, own, rival = rows[0]
         verdict = "every response" if len(ahead) == len(rows) else f"{len(ahead)} of {len(rows)} responses"
         sentences.append(
-            f"It orders posts better than LightGBM without ids on {verdict} "
+            f"The model orders posts better than LightGBM without ids on {verdict} "
             f"(AUC of {name}: {number(own)} against {number(rival)})."
         )
     return sentences
 
 
+def _range(evaluation: Evaluation, model: str) -> str:
+    ratios = [models[model].predicted_over_actual for models in evaluation.best_known.values() if model in models]
+    return f"all responses: {number(min(ratios), 2)} to {number(max(ratios), 2)}"
+
+
 def _latency(bench: Bench) -> str:
     load = bench.loads[0]
+    requests = "one request" if load.concurrency == 1 else f"{load.concurrency} requests"
     return (
-        f"Behind Triton on {bench.machine}, ranking {load.candidates} posts takes {load.p50_ms:.1f} ms at the median and "
-        f"{load.p99_ms:.1f} ms at p99 with {load.concurrency} request{'s' if load.concurrency > 1 else ''} in flight."
+        f"Behind Triton on {bench.machine}, ranking {load.candidates} posts takes {load.p50_ms:.1f} ms at the median "
+        f"and {load.p99_ms:.1f} ms at p99 with {requests} in flight."
     )
 
 
 def _memory(tables: tuple[StoredTable, ...]) -> str:
     whole, small = (sum(getattr(table, f"bytes_{kind}") for table in tables) for kind in ("fp32", "int8"))
-    return f"Its tables are {whole / 1e6:.1f} MB as fp32 rows and {small / 1e6:.1f} MB as int8 rows."
+    return f"The embedding tables are {whole / 1e6:.1f} MB as fp32 rows and {small / 1e6:.1f} MB as int8 rows."

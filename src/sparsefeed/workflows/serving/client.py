@@ -190,7 +190,9 @@ class FeedClient:
             return method(*arguments, **options, **self._per_call)
         except self._error as error:
             refused = str(error.status()) in _REFUSED
-            raise (RequestError if refused else ServeError)(f"{self._url}: {error.message()}") from error
+            unreachable = str(error.status()) == "StatusCode.UNAVAILABLE" and "connect" in str(error.message())
+            mend = "; is the server started, and is this its port?" if unreachable else ""
+            raise (RequestError if refused else ServeError)(f"{self._url}: {error.message()}{mend}") from error
         except OSError as error:
             raise ServeError(
                 f"{self._url}: no answer ({error}); is the server started, and is this its port?"

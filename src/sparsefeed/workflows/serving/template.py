@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.workflows.serving.config import ServingConfig, TritonModel, models_of
+from sparsefeed.workflows.serving.config import ServingConfig
+from sparsefeed.workflows.serving.triton_models import TritonModel, models_of
 
 __all__ = ["TEMPLATE", "write_model", "write_template"]
 

@@ -27,7 +27,7 @@ PALE = ("#99C7E0", "#EEBF99", "#99D8C7")  # the first three, for a part of what 
 WIDTH, HEIGHT = 470, 280  # of a whole plot: two stand side by side in the page, one fits a phone at two thirds
 _FONT = "Helvetica, Arial, sans-serif"
 _INK, _RULE = "#222", "#e4e4e4"
-_REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
+_REFERENCE = re.compile(r'(\bid="|url\(#|href="#)([\w-]+)')
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def draw(chart: Any, name: str, title: str, label: str, height: int = HEIGHT) ->
     chart = chart.configure_view(stroke=None)
     chart = chart.configure_axis(
         gridColor=_RULE, domainColor="#888", tickColor="#888", labelColor=_INK, titleColor=_INK,
-        labelFontSize=12, titleFontSize=12, titleFontWeight="normal", labelLimit=220,
+        labelFontSize=13, titleFontSize=13, titleFontWeight="normal", labelLimit=220,
     )  # fmt: skip
     chart = chart.configure_legend(
         orient="top",
         title=None,
-        labelFontSize=12,
+        labelFontSize=13,
         labelColor=_INK,
         labelLimit=300,
         columnPadding=14,
@@ -73,8 +73,10 @@ def draw(chart: Any, name: str, title: str, label: str, height: int = HEIGHT) ->
     )
     out = io.StringIO()
     chart.save(out, format="svg")
-    # Fragment ids count from 0 in every SVG; in one page they would be each other's.
-    return Plot(title, label, _REFERENCE.sub(rf"\g<1>{name}-", out.getvalue()))
+    # Fragment ids count on from SVG to SVG of a process: neither the page's own nor the same twice.
+    numbers: dict[str, int] = {}
+    svg = _REFERENCE.sub(lambda m: f"{m[1]}{name}-{numbers.setdefault(m[2], len(numbers))}", out.getvalue())
+    return Plot(title, label, svg)
 
 
 def legend(names: Sequence[str], colours: Sequence[str]) -> Any:

@@ -319,7 +319,7 @@ def feed_order(posts: Sequence[RankedPost]) -> Plot:
     )
     chart = lines
     for side, align, dx in (("as shown", "right", -9), ("as ranked", "left", 9)):
-        text = _base([row for row in rows if row["side"] == side]).mark_text(align=align, dx=dx, fontSize=12)
+        text = _base([row for row in rows if row["side"] == side]).mark_text(align=align, dx=dx, fontSize=13)
         chart = chart + text.encode(x=x, y=y, text="text:N")
     ordered = sorted(posts, key=lambda post: post.after)
     label = "As ranked: " + "; ".join(f"{p.after}. {p.post}, before {p.before}" for p in ordered)

@@ -171,8 +171,9 @@ def _training(run: Run) -> Section:
     if not run.curves:
         return missing(anchor, title, "train", "training/ips/curve.jsonl")
     text = [
-        "Mean training loss (log loss) between two lines of the log, as a share of the first. The two losses themselves "
-        "are not comparable: with weights it is that of traffic as random sessions have it, without that of production."
+        "Mean training loss (log loss) between two lines of the log, as a share of the first. The losses "
+        "themselves are not comparable: with weights it is that of traffic as random sessions have it, without "
+        "that of production."
     ]
     if "none" not in run.curves:
         text.append("The run without weights is missing: `sparsefeed train --weights none` makes it.")

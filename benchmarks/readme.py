@@ -31,7 +31,7 @@ LINES = (
     ("training", "train", "2 processes, batch 8192", "samples per second", "", "{value:,.0f} samples/s"),
     ("ensemble, 100 candidates", "serve", "100 candidates, 1 in flight", "p50", "", "p50 {value:.1f} ms"),
     ("ensemble, 500 candidates", "serve", "500 candidates, 1 in flight", "p50", "", "p50 {value:.1f} ms"),
-    ("the same, 4 in flight", "serve", "500 candidates, 4 in flight", "requests per second", "", "{value:,.0f} a second"),
+    ("the same, 4 in flight", "serve", "500 candidates, 4 in flight", "requests per second", "", "{value:,.0f}/s"),
 )  # fmt: skip
 
 

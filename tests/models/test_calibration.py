@@ -66,3 +66,12 @@ def test_rows_that_cannot_be_calibrated_are_refused(spec: FeedSpec) -> None:
         Calibration.fit(spec, np.zeros((3, 1)), np.zeros((3, 1)))
     with pytest.raises(DataError, match="not finite"):
         Calibration.fit(spec, np.full((3, 2), np.inf), np.zeros((3, 2)))
+
+
+def test_a_response_whose_rows_do_not_speak_against_it_keeps_the_identity(spec: FeedSpec) -> None:
+    random = np.random.default_rng(3)
+    logits = random.normal(-3, 1, (4000, len(spec.responses))).astype(np.float32)
+    labels = (random.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+    assert Calibration.fit(spec, logits, labels) == Calibration.identity(spec)
+    shifted = Calibration.fit(spec, logits + 1, labels)
+    assert all(abs(platt.shift + 1) < 0.2 for platt in shifted.responses.values())

@@ -112,11 +112,12 @@ def test_text_of_the_logs_is_escaped(page: str) -> None:
     assert "One session of member m&m" in outline.words
 
 
+def table_rows(page: str) -> list[list[str]]:
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
+
+
 def test_tables_hold_the_figures_of_the_files(page: str) -> None:
-    rows = [
-        [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
-        for row in re.findall(r"<tr>(.*?)</tr>", page)
-    ]
+    rows = table_rows(page)
 
     assert ["impressions", "400", "1,200", ""] in rows
     assert ["click", "10.00%", "20.00%", "2.00"] in rows
@@ -177,10 +178,10 @@ def test_a_run_without_weights_says_so(workspace: Workspace) -> None:
     (workspace.etl / "spec.json").write_text(spec.dump())
     (workspace.etl / "ips.parquet").unlink()
 
-    words = Outline(write_report(workspace).read_text()).words
+    page = write_report(workspace).read_text()
 
-    assert "The declaration has ips: none: every impression weighs 1." in words
-    assert "to train on 2026-11-01 to 2026-11-02 1,600" in words.replace("\n", " ")
+    assert "The declaration has ips: none: every impression weighs 1." in Outline(page).words
+    assert ["to train on", "2026-11-01 to 2026-11-02", "1,600"] in table_rows(page)
 
 
 def test_cells_without_random_sessions_are_counted(workspace: Workspace) -> None:
@@ -193,6 +194,29 @@ def test_cells_without_random_sessions_are_counted(workspace: Workspace) -> None
 
     assert "2 of 16 cells could not be weighted and weigh 1" in words
     assert "1.000 (no random session)" in words
+
+
+def test_what_is_not_a_number_is_left_out_and_the_page_written(workspace: Workspace) -> None:
+    with (workspace.training("ips") / "curve.jsonl").open("a") as lines:
+        lines.write('{"samples": 500, "loss": {"click": NaN, "like": 0.1}}\n')
+    value = hand.evaluation()
+    for model in value["responses"]["like"].values():
+        model["expected"] |= {"auc": float("nan"), "predicted_over_actual": float("nan")}
+    workspace.evaluation.write_text(json.dumps(value))
+
+    page = write_report(workspace).read_text()
+
+    assert "is 0.97 with IPS weights (all responses: 0.97 to 0.97)" in Outline(page).words
+    assert "better than LightGBM without ids on every response" in Outline(page).words
+    assert ["no weights", "–", "–", "0.35000", "0.9500"] in table_rows(page)
+
+
+def test_curves_of_other_responses_are_not_mixed(workspace: Workspace) -> None:
+    (workspace.training("none") / "curve.jsonl").write_text('{"samples": 9, "loss": {"click": 0.5, "share": 0.1}}\n')
+
+    body = write_report(workspace).read_text().split('id="training"')[1].split("</section>")[0]
+
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", body) == ["click"]
 
 
 def test_figures_of_another_bundle_are_marked(workspace: Workspace) -> None:

@@ -72,8 +72,10 @@ def test_a_learning_curve_starts_at_the_whole_of_its_first_loss() -> None:
 
     assert num_points(plot.svg) == 5
     assert "IPS weights: 0.4000 to 0.1000" in words(plot.svg)
-    shares = re.findall(r'aria-label="impressions trained on: \d+; loss / first loss: ([\d.]+)%', plot.svg)
-    assert shares[:3] == ["100", "50", "25"]
+    shares = re.findall(
+        r'loss / first loss: ([\d.]+)%; model: IPS [^"]*" role="graphics-symbol" aria-rol[^"]*"point"', plot.svg
+    )
+    assert shares == ["100", "50", "25"]
 
 
 def test_every_model_is_compared_on_every_response() -> None:
@@ -109,7 +111,7 @@ def test_time_is_drawn_by_step_with_waiting_apart() -> None:
     plot = plots.latency_by_step(Bench.model_validate(hand.bench()).loads)
 
     assert {"hps waits", "hps", "100 posts, 1 in flight"} <= set(words(plot.svg))
-    shown = re.findall(r"load: 100 posts, 1 in flight; mean milliseconds per request: ([\d.]+); kind: hps;", plot.svg)
+    shown = re.findall(r"request: ([\d.]+); load: 100 posts, 1 in flight; kind: hps;", plot.svg)
     assert [float(ms) for ms in shown] == [pytest.approx(0.55)]
 
 

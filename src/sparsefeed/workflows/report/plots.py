@@ -164,9 +164,11 @@ def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot
         names = list(dict.fromkeys(row["model"] for row in rows))
         marks = (
             _base(rows)
-            .mark_point(filled=True, size=110, opacity=0.9)
+            .mark_point(filled=True, size=80, opacity=1)
             .encode(
                 y=alt.Y("response:N", sort=list(measured), title=None, axis=alt.Axis(grid=True)),
+                # A lane each, for models of one quality would hide each other.
+                yOffset=alt.YOffset("model:N", sort=names),
                 x=alt.X(f"{metric}:Q", title=label, scale=scale, axis=axis),
                 color=alt.Color(
                     "model:N", scale=legend(names, [_MODEL_COLOURS.get(n, GREY) for n in names]), sort=names
@@ -177,7 +179,7 @@ def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot
         words = (f"{row['response']}, {row['model']}: {row[metric]:.3f}" for row in rows)
         chart = alt.layer(*below, marks)
         name = metric.replace("_", "-")
-        return draw(chart, name, label, f"{label}: " + "; ".join(words), _height(len(measured), legend_rows=2))
+        return draw(chart, name, label, f"{label}: " + "; ".join(words), _height(len(measured), line=44))
 
     ratios = [row["predicted_over_actual"] for row in named if row["predicted_over_actual"] > 0]
     scale, ticks = log_axis(ratios, (0.9, 1.1))
@@ -350,8 +352,9 @@ def score_parts(posts: Sequence[RankedPost], score_weights: Mapping[str, float])
 
 
 def _base(rows: Sequence[Row]) -> Any:
-    # Plain lists, so that no data frame library is needed.
-    return alt.Chart(alt.Data(values=list(rows)))
+    # Plain lists, so that no data frame library is needed; what is not a finite number cannot be drawn.
+    finite = [row for row in rows if all(math.isfinite(value) for value in row.values() if isinstance(value, float))]
+    return alt.Chart(alt.Data(values=finite))
 
 
 def _unit_rule(axis: str) -> Any:
@@ -363,8 +366,8 @@ def _loads_axis(loads: Sequence[Load]) -> Any:
     return alt.Y("load:N", sort=[load.name for load in loads], title=None)
 
 
-def _height(num_lines: int, legend_rows: int = 1) -> int:
-    return 70 + 30 * num_lines + 20 * legend_rows
+def _height(num_lines: int, legend_rows: int = 1, line: int = 30) -> int:
+    return 70 + line * num_lines + 20 * legend_rows
 
 
 def _short(text: str) -> str:

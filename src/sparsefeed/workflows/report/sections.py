@@ -177,8 +177,9 @@ def _training(run: Run) -> Section:
     ]
     if "none" not in run.curves:
         text.append("The run without weights is missing: `sparsefeed train --weights none` makes it.")
-    first = next(iter(run.curves.values()))
-    drawn = tuple(plots.learning_curve(response, run.curves, i) for i, response in enumerate(first[-1].loss))
+    points = [point for curve in run.curves.values() for point in curve]
+    responses = [r for r in points[0].loss if all(r in point.loss for point in points)]
+    drawn = tuple(plots.learning_curve(response, run.curves, i) for i, response in enumerate(responses))
     return Section(anchor, title, tuple(text), (Part(drawn),))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sparsefeed.workflows.report.plots import MODEL_NAMES
@@ -80,6 +81,7 @@ def _quality(evaluation: Evaluation) -> list[str]:
         for name, m in evaluation.best_known.items()
         if ours in m and "lightgbm" in m
     ]
+    rows = [row for row in rows if math.isfinite(row[1]) and math.isfinite(row[2])]
     if rows:
         ahead = [name for name, own, rival in rows if own > rival]
         name, own, rival = rows[0]
@@ -92,7 +94,8 @@ def _quality(evaluation: Evaluation) -> list[str]:
 
 
 def _range(evaluation: Evaluation, model: str) -> str:
-    ratios = [models[model].predicted_over_actual for models in evaluation.best_known.values() if model in models]
+    measured = (models[model].predicted_over_actual for models in evaluation.best_known.values() if model in models)
+    ratios = [ratio for ratio in measured if math.isfinite(ratio)] or [math.nan]
     return f"all responses: {number(min(ratios), 2)} to {number(max(ratios), 2)}"
 
 

@@ -33,7 +33,8 @@ class Run:
     feed: FeedWorkflow
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -47,7 +48,7 @@ def run(logs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         etl=CONFIG,
         model=ModelConfig(hidden=(16, 8), cross_rank=4),
         train=TrainConfig(batch_size=64, epochs=3),
-        serving=ServingConfig(http_port=_free_port(), grpc_port=_free_port(), metrics_port=_free_port()),
+        serving=ServingConfig(http_port=free_port(), grpc_port=free_port(), metrics_port=free_port()),
     )
     workspace = Workspace(tmp_path_factory.mktemp("way"))
     prepare(recipe, workspace, logs_folder)

@@ -78,6 +78,12 @@ def test_a_learning_curve_starts_at_the_whole_of_its_first_loss() -> None:
     assert shares == ["100", "50", "25"]
 
 
+def test_a_long_learning_curve_is_a_bare_line() -> None:
+    points = [CurvePoint(samples=i, loss={"click": 1 / (1 + i)}) for i in range(40)]
+
+    assert num_points(plots.learning_curve("click", {"ips": points}, 0).svg) == 0
+
+
 def test_every_model_is_compared_on_every_response() -> None:
     measured = Evaluation.model_validate(hand.evaluation()).observed
 

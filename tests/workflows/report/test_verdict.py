@@ -20,10 +20,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return read_run(place)
 
 
-def without(run: Run, **parts: None) -> Run:
-    return dataclasses.replace(run, **parts)
-
-
 def judged(workspace: Workspace, change: dict[str, dict[str, Any] | None]) -> Run:
     """The run with the quality of some models of `click` changed; None takes a model away from every response."""
     value = hand.evaluation()
@@ -58,8 +54,10 @@ def test_a_run_that_has_not_begun_has_no_figures(tmp_path: Path) -> None:
     [("etl", "learned"), ("evaluation", "predicted/actual"), ("bench", "Triton"), ("served", "int8")],
 )
 def test_what_was_not_made_is_not_spoken_of(run: Run, part: str, word: str) -> None:
+    missing: Any = None
+
     assert word in summary(run)
-    assert word not in summary(without(run, **{part: None}))
+    assert word not in summary(dataclasses.replace(run, **{part: missing}))
 
 
 def test_a_run_without_weights_is_told_alone(workspace: Workspace) -> None:
@@ -105,3 +103,10 @@ def test_one_day_is_not_days(workspace: Workspace) -> None:
     (workspace.etl / "etl.json").write_text(json.dumps({**hand.etl(), "train_days": ["2026-11-01"]}))
 
     assert "impressions of 1 day; 30 member" in summary(read_run(workspace))
+
+
+def test_random_sessions_are_spoken_of_only_where_they_are_declared(run: Run) -> None:
+    spec = hand.SPEC.model_copy(update={"sessions": None, "ips": "none"})
+
+    assert "On 700 held-out impressions of random sessions, predicted" in summary(run)
+    assert "On 700 held-out impressions, predicted" in summary(dataclasses.replace(run, spec=spec))

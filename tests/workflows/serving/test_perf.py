@@ -34,7 +34,7 @@ def test_step_times_are_means_of_what_was_added_between_two_readings() -> None:
         return {"success": {"count": count, "ns": 0}, **parts}
 
     times = step_times({"feed_hps": reading(10, 5_000_000)}, {"feed_hps": reading(14, 13_000_000)})
-    assert times == (StepTime("feed_hps", 2.0, 2.0, 2.0, 2.0),)
+    assert times == (StepTime("hps", 2.0, 2.0, 2.0, 2.0),)
 
 
 def test_without_requests_there_is_nothing_to_measure() -> None:

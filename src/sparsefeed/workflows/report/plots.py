@@ -25,6 +25,7 @@ from sparsefeed.workflows.report.run import CurvePoint, Etl, IpsCell, Load, Metr
 
 __all__ = [
     "MODEL_NAMES",
+    "busiest_surfaces",
     "calibration",
     "feed_order",
     "id_rows",
@@ -41,7 +42,6 @@ __all__ = [
 MODEL_NAMES = {"ips": "IPS weights", "none": "no weights", "lightgbm": "LightGBM, no ids", "constant": "constant"}
 _MODEL_COLOURS = dict(zip(MODEL_NAMES.values(), (BLUE, VERMILION, GREEN, GREY), strict=True))
 _MODEL_SHAPES = dict(zip(MODEL_NAMES.values(), ("circle", "square", "triangle-up", "diamond"), strict=True))
-MAX_SURFACES = len(HUES)
 
 
 def response_rates(rates: Mapping[str, tuple[float, float]]) -> Plot:
@@ -97,11 +97,9 @@ def ips_weights(response: str, cells: Sequence[IpsCell], number: int) -> Plot:
         if c.reason == "" and c.weight > 0 and c.surface in surfaces
     ]
     scale, ticks = log_axis([row["weight"] for row in rows], (0.5, 1.0))
-    # A line through hundreds of positions needs no points.
-    marks = {"filled": True, "size": 36} if len({row["position"] for row in rows}) <= 30 else False
     lines = (
         _base(rows)
-        .mark_line(point=marks)
+        .mark_line(point=_points(len({row["position"] for row in rows})))
         .encode(
             x=alt.X("position:Q", title="position", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False)),
             y=alt.Y("weight:Q", scale=scale, title="weight", axis=alt.Axis(values=ticks, format="~g")),
@@ -124,7 +122,7 @@ def busiest_surfaces(cells: Sequence[IpsCell]) -> list[str]:
     impressions: dict[str, int] = {}
     for cell in cells:
         impressions[cell.surface] = impressions.get(cell.surface, 0) + cell.num_random + cell.num_production
-    return sorted(sorted(impressions, key=lambda s: -impressions[s])[:MAX_SURFACES])
+    return sorted(sorted(impressions, key=lambda s: -impressions[s])[: len(HUES)])
 
 
 def learning_curve(response: str, curves: Mapping[str, Sequence[CurvePoint]], number: int) -> Plot:
@@ -141,7 +139,7 @@ def learning_curve(response: str, curves: Mapping[str, Sequence[CurvePoint]], nu
     colours = [_MODEL_COLOURS[MODEL_NAMES[weights]] for weights in curves]
     chart = (
         _base(rows)
-        .mark_line(point={"filled": True, "size": 30})
+        .mark_line(point=_points(max(len(curve) for curve in curves.values())))
         .encode(
             x=alt.X("samples:Q", title="impressions trained on", axis=alt.Axis(format="~s", tickCount=6)),
             y=alt.Y("share:Q", title="loss / first loss", scale=alt.Scale(zero=False), axis=alt.Axis(format="~%")),
@@ -309,7 +307,7 @@ def feed_order(posts: Sequence[RankedPost]) -> Plot:
         "side:O",
         sort=["as shown", "as ranked"],
         title=None,
-        scale=alt.Scale(type="point", padding=0.75),
+        scale=alt.Scale(type="point", padding=1.25),
         axis=alt.Axis(orient="top", labelAngle=0, domain=False, ticks=False),
     )
     places = [1, max(max(post.before, post.after) for post in posts)]
@@ -355,6 +353,11 @@ def _base(rows: Sequence[Row]) -> Any:
     # Plain lists, so that no data frame library is needed; what is not a finite number cannot be drawn.
     finite = [row for row in rows if all(math.isfinite(value) for value in row.values() if isinstance(value, float))]
     return alt.Chart(alt.Data(values=finite))
+
+
+def _points(num_points: int) -> Any:
+    # A line through many points needs none of them marked.
+    return {"filled": True, "size": 36} if num_points <= 30 else False
 
 
 def _unit_rule(axis: str) -> Any:

@@ -23,6 +23,7 @@ from sparsefeed.workflows.workspace import Workspace
 __all__ = [
     "Bench",
     "CurvePoint",
+    "Deciles",
     "Etl",
     "Evaluation",
     "IpsCell",
@@ -33,13 +34,15 @@ __all__ = [
     "Ranking",
     "Run",
     "Served",
+    "SimulatedCounts",
+    "SimulatedWorld",
     "Simulation",
     "StepTime",
     "StoredTable",
     "read_run",
 ]
 
-WEIGHTS = ("ips", "none")
+_WEIGHTS = ("ips", "none")
 
 
 class _Record(BaseModel):
@@ -265,6 +268,12 @@ class Run:
     bench: Bench | None
     ranking: Ranking | None
 
+    @property
+    def judged_on(self) -> str:
+        """What the evaluation's rows are: without declared sessions no impression is known to be random."""
+        random = self.spec is None or self.spec.sessions is not None
+        return "held-out impressions of random sessions" if random else "held-out impressions"
+
 
 def read_run(workspace: Workspace) -> Run:
     """Read every file the report shows.
@@ -278,7 +287,7 @@ def read_run(workspace: Workspace) -> Run:
     etl = _read(workspace.etl / "etl.json", _json(Etl), "etl")
     curves = {
         weights: _read(workspace.training(weights) / "curve.jsonl", _curve, f"train --weights {weights}")
-        for weights in WEIGHTS
+        for weights in _WEIGHTS
     }
     return Run(
         # Without etl.json the folder is unfinished and is not read (docs/contracts/training.md).

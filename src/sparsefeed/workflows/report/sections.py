@@ -184,18 +184,18 @@ def _training(run: Run) -> Section:
 
 
 def _quality(run: Run) -> Section:
-    anchor, title = "quality", "Quality on held-out random sessions"
+    anchor, title = "quality", "Quality"
     evaluation = run.evaluation
     if evaluation is None:
         return missing(anchor, title, "eval", "evaluation.json")
     text = [
-        f"{evaluation.num_rows:,} impressions that no policy chose. Predicted / actual is the sum of the predictions "
+        f"Measured on {evaluation.num_rows:,} {run.judged_on}. Predicted / actual is the sum of the predictions "
         "over the sum of the responses: 1 is unbiased. Normalised entropy is the log loss over that of the best "
         "constant: below 1 is better than the mean. LightGBM has the dense features alone.",
     ]
     if evaluation.expected:
         text.append(
-            "Measured against the true probabilities the simulator drew the responses from, so without the noise of "
+            "The yardstick is the true probabilities the simulator drew the responses from, so without the noise of "
             "drawing."
         )
     if evaluation.calibrated:

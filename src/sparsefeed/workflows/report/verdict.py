@@ -26,7 +26,7 @@ def summary(run: Run) -> str:
     if run.etl:
         sentences.append(_data(run.etl))
     if run.evaluation:
-        sentences += _quality(run.evaluation)
+        sentences += _quality(run.evaluation, run.judged_on)
     if run.bench:
         sentences.append(_latency(run.bench))
     if run.served:
@@ -62,7 +62,7 @@ def _data(etl: Etl) -> str:
     )
 
 
-def _quality(evaluation: Evaluation) -> list[str]:
+def _quality(evaluation: Evaluation, judged_on: str) -> list[str]:
     response, models = next(iter(evaluation.best_known.items()))
     told = [
         f"{number(models[model].predicted_over_actual, 2)} {words} ({_range(evaluation, model)})"
@@ -72,7 +72,7 @@ def _quality(evaluation: Evaluation) -> list[str]:
     sentences = []
     if told:
         sentences.append(
-            f"On {evaluation.num_rows:,} held-out impressions of random sessions, predicted/actual of {response} is "
+            f"On {evaluation.num_rows:,} {judged_on}, predicted/actual of {response} is "
             f"{' and '.join(told)}; 1 is unbiased."
         )
     ours = "ips" if "ips" in models else "none"

@@ -141,7 +141,7 @@ def step_times(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Ste
             (end[part]["ns"] - start[part]["ns"]) / count / 1e6
             for part in ("queue", "compute_input", "compute_infer", "compute_output")
         )
-        times.append(StepTime(step, queue, into, infer, out))
+        times.append(StepTime(step.removeprefix("feed_"), queue, into, infer, out))
     return tuple(times)
 
 

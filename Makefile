@@ -6,7 +6,7 @@ TORCH_FLAGS ?=
 SCALE ?= tiny
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := merlin,torch,triton,store,report,dev
+EXTRAS := merlin,torch,triton,report,dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -19,13 +19,14 @@ env: $(READY)  ## the environment in .venv, from the pins in constraints.txt
 
 # torch first and alone: whatever asks for torch later finds this build and brings no other.
 $(READY): constraints.txt pyproject.toml packaging/fbgemm-gpu/pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt setuptools wheel
-	$(BIN)/pip install -q -c constraints.txt $(TORCH_FLAGS) torch
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation ./packaging/fbgemm-gpu -e '.[$(EXTRAS)]'
-	$(BIN)/pip install -q -c constraints.txt --no-deps nvidia-pytriton
-	$(BIN)/pip check
-	touch $@
+	@echo "making the environment in $(VENV); about two minutes and 2.3 GB, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q -c constraints.txt setuptools wheel
+	@echo "  torch" && $(BIN)/pip install -q -c constraints.txt $(TORCH_FLAGS) torch
+	@echo "  NVTabular, TorchRec, onnxruntime, ..." && $(BIN)/pip install -q -c constraints.txt --no-build-isolation ./packaging/fbgemm-gpu -e '.[$(EXTRAS)]'
+	@echo "  tritonserver" && $(BIN)/pip install -q -c constraints.txt --no-deps nvidia-pytriton
+	@$(BIN)/pip check
+	@touch $@
 
 demo: $(READY)  ## simulate, train, serve and rank on this machine; leaves artifacts/report.html
 	$(BIN)/sparsefeed demo --recipe $(SCALE)

@@ -54,7 +54,7 @@ def test_one_command_goes_the_whole_way_and_a_second_time_is_quick(recipe: Path,
     artifacts = tmp_path / "artifacts"
     version = open_version(artifacts / "bundles")
     verify(version.path)
-    assert f"Served bundle: {version.id}" in " ".join(shown.split())
+    assert f"bundle {version.id}, report artifacts/report.html" in " ".join(shown.split())
     page = (artifacts / "report.html").read_text("utf-8")
     assert version.id in page
     assert "<script" not in page

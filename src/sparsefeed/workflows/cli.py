@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -200,9 +202,9 @@ def bench(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFo
 
 def show_latency(result: dict[str, Any]) -> None:
     """Print a table of the loads and where their time goes."""
-    table = Table(box=None, header_style="bold", title=f"latency, {result['machine']}")
+    table = Table(box=None, header_style="bold", title=f"milliseconds a request, and in each step; {result['machine']}")
     steps = [step["step"] for step in result["loads"][0]["steps"]]
-    for heading in ("candidates", "in flight", "requests/s", "p50 ms", "p95 ms", "p99 ms", *(f"{s} ms" for s in steps)):
+    for heading in ("posts", "in flight", "a second", "p50", "p95", "p99", *steps):
         table.add_column(heading, justify="right")
     for load in result["loads"]:
         parts = [f"{sum(v for k, v in step.items() if k != 'step'):.2f}" for step in load["steps"]]
@@ -231,12 +233,13 @@ def demo(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
     summary = run_demo(_load(recipe), Workspace(workspace), stage)
     show_quality(summary.quality)
     show_latency(summary.latency)
-    console.print(
-        f"\nThe whole way took {summary.seconds:.0f} s. Served bundle: {summary.bundle}. Report: {summary.report}"
-    )
-    console.print(f"Serve it: sparsefeed serve -r {recipe} -w {workspace}, then")
+    console.print(f"\nthe whole way took {summary.seconds:.0f} s; bundle {summary.bundle}, report {summary.report}")
+    program = "sparsefeed" if shutil.which("sparsefeed") else os.path.relpath(sys.argv[0])
+    options = "" if recipe == _TINY else f" -r {recipe}"
+    options += "" if workspace == _ARTIFACTS else f" -w {workspace}"
     posts = ",".join(summary.posts[:3])
-    console.print(f"          sparsefeed rank --member {summary.member} --posts {posts}", soft_wrap=True)
+    console.print(f"serve it: {program} serve{options}", soft_wrap=True)
+    console.print(f"and ask:  {program} rank --member {summary.member} --posts {posts}", soft_wrap=True)
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def stage(name: str) -> Iterator[Progress]:
             now = time.perf_counter()
             if what.split(" ", maxsplit=1)[0] != word or now - told > _LINE_EVERY_S:
                 word, told = what.split(" ", maxsplit=1)[0], now
-                console.print(f"{name:9} {now - started:6.1f} s  {what} ({done:,} of {total:,})")
+                console.print(f"{name:9} {now - started:6.1f} s  {what} ({done:,} of {total:,})", soft_wrap=True)
 
         yield line
     console.print(f"[green]done[/green] {name:9} {time.perf_counter() - started:6.1f} s")

@@ -8,7 +8,10 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["Finding", "examine"]
 
@@ -48,9 +51,20 @@ def _module(name: str, used_for: str, mend: str) -> Finding:
     return Finding(name, "importable" if found else "", used_for, "" if found else f"not importable; {mend}")
 
 
+def _beside(name: str, used_for: str, mend: str) -> Finding:
+    """A program of this environment, whether or not it is activated."""
+    path = shutil.which(name, path=str(Path(sys.executable).parent))
+    return Finding(name, "in this environment" if path else "", used_for, "" if path else f"not found; {mend}")
+
+
 def _program(name: str, used_for: str, mend: str) -> Finding:
     path = shutil.which(name)
     return Finding(name, path or "", used_for, "" if path else f"not on PATH; {mend}")
+
+
+def _version(package: str, find: Callable[[], object]) -> str:
+    find()  # raises where the files are not whole
+    return f"of {package} {importlib.metadata.version(package)}"
 
 
 def examine() -> list[Finding]:
@@ -73,10 +87,11 @@ def examine() -> list[Finding]:
         _package("onnxruntime", "the dense step of serving", "make env"),
     ]
     try:
-        findings.append(Finding("tritonserver", str(TritonRuntime.find().server), "serving"))
+        findings.append(Finding("tritonserver", _version("nvidia-pytriton", TritonRuntime.find), "serving"))
     except Exception as error:
         findings.append(Finding("tritonserver", "", "serving", str(error)))
-    findings.append(_package("tritonclient", "FeedClient and perf_analyzer", "make env"))
+    findings.append(_package("tritonclient", "FeedClient", "make env"))
+    findings.append(_beside("perf_analyzer", "measuring the server", "it comes with tritonclient; make env"))
     findings.append(
         _program("redis-server", "the shared tier of the parameter server", "install Debian's redis-server")
     )

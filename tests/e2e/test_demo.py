@@ -22,9 +22,8 @@ pytestmark = pytest.mark.triton
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny recipe with a world a hundredth of its size."""
     value = load_recipe("tiny").model_dump(mode="json")
-    value["simulate"] |= {
-        "num_sessions_per_day": 300, "num_members": 200, "num_creators": 50, "num_posts_per_day": 300, "num_hashtags": 40,
-    }  # fmt: skip
+    world = {"num_sessions_per_day": 300, "num_members": 200, "num_creators": 50}
+    value["simulate"] |= {**world, "num_posts_per_day": 300, "num_hashtags": 40}
     value["train"] |= {"batch_size": 1024}
     value["serving"] |= {name: free_port() for name in ("http_port", "grpc_port", "metrics_port")}
     path = tmp_path_factory.mktemp("recipe") / "hundredth.yaml"

@@ -53,25 +53,43 @@ def test_a_history_shares_its_items_table() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v["features"][6].update(table="hashtagg"), 'features[6].table: "hashtagg" is not a table; did you mean "hashtag"?'),
-        (lambda v: v["features"][6].update(max_lenght=3), 'features[6].max_lenght: "max_lenght" is not a key; did you mean "max_length"?'),
+        (
+            lambda v: v["features"][6].update(table="hashtagg"),
+            'features[6].table: "hashtagg" is not a table; did you mean "hashtag"?',
+        ),
+        (
+            lambda v: v["features"][6].update(max_lenght=3),
+            'features[6].max_lenght: "max_lenght" is not a key; did you mean "max_length"?',
+        ),
         (lambda v: v.update(respones=[]), 'respones: "respones" is not a key; did you mean "responses"?'),
         (lambda v: v["ips"].update(smothing=1), 'ips.smothing: "smothing" is not a key; did you mean "smoothing"?'),
         (lambda v: v["tables"][0].update(name="a b"), "tables[0].name: got 'a b'"),
         (lambda v: v["tables"][0].update(dim=6), "tables[0].dim: got 6; input should be a multiple of 4"),
         (lambda v: v["tables"][1].update(name="member"), 'tables[1].name: "member" is declared twice'),
         (lambda v: v["features"].pop(6), 'tables[3]: no feature reads "hashtag"'),
-        (lambda v: v["features"][2].update(of="posts"), 'features[2].of: "posts" is not an id feature of the candidate; did you mean "post_id"?'),
-        (lambda v: v["features"][2].update(response="clicks"), 'features[2].response: "clicks" is not a response; did you mean "click"?'),
-        (lambda v: v["logs"].update(member="member"), 'logs.member: "member" is not an id feature of the member; did you mean "member_id"?'),
+        (
+            lambda v: v["features"][2].update(of="posts"),
+            'features[2].of: "posts" is not an id feature of the candidate; did you mean "post_id"?',
+        ),
+        (
+            lambda v: v["features"][2].update(response="clicks"),
+            'features[2].response: "clicks" is not a response; did you mean "click"?',
+        ),
+        (
+            lambda v: v["logs"].update(member="member"),
+            'logs.member: "member" is not an id feature of the member; did you mean "member_id"?',
+        ),
         (lambda v: v["logs"].update(member=None), "features[2]: a history needs logs.member"),
         (lambda v: v["logs"].update(actions=None), 'responses[1]: "like" has no column and there are no logs.actions'),
         (lambda v: v.update(sessions=None), "ips: needs sessions"),
         (lambda v: v["logs"].update(position=None), "ips: needs logs.position"),
-        (lambda v: v["ips"].update(position_edges=[2, 1]), "ips.position_edges: got [2, 1]; must be one or more rising"),
+        (
+            lambda v: v["ips"].update(position_edges=[2, 1]),
+            "ips.position_edges: got [2, 1]; must be one or more rising",
+        ),
         (lambda v: v.pop("name"), "name: missing; it must be given"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_refused(change: Callable[[dict[str, Any]], Any], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         FeedSpec.parse(broken(change))

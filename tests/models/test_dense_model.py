@@ -6,8 +6,8 @@ import torch
 
 from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, validate
-from sparsefeed.models.dense import CrossLayer, DenseModel, GatedLayer
 from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.dense import CrossLayer, DenseModel, GatedLayer
 
 CONFIG = ModelConfig(hidden=(6, 5), cross_layers=2, cross_rank=3)
 

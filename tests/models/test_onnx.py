@@ -11,8 +11,8 @@ import torch
 from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
 from sparsefeed.models.calibration import Calibration, Platt
-from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.onnx import export_dense, input_names
 
 CALIBRATION = Calibration(responses={"click": Platt(scale=0.7, shift=-0.4), "like": Platt(scale=1.3, shift=0.2)})

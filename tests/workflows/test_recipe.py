@@ -24,7 +24,11 @@ def test_an_unknown_recipe_is_named_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("section", "key", "message"),
     [
-        ("train", "batchsize", r'recipe\.yaml: train\.batchsize: "batchsize" is not a key; did you mean "batch_size"\?'),
+        (
+            "train",
+            "batchsize",
+            r'recipe\.yaml: train\.batchsize: "batchsize" is not a key; did you mean "batch_size"\?',
+        ),
         ("serving", "row_fromat", r'serving\.row_fromat: "row_fromat" is not a key; did you mean "row_format"\?'),
         ("model", "hiden", r'model\.hiden: "hiden" is not a key; did you mean "hidden"\?'),
         ("etl", "eval_day", r'etl\.eval_day: "eval_day" is not a key; did you mean "eval_days"\?'),

@@ -79,6 +79,10 @@ def run(
         progress(3, 4, "writing the evaluation parquet")
         _write(feed, feed.dataset(logs, logs.of_days(days[-config.eval_days :]), gpu), partial / "eval", config)
         notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
+    num_train_rows, num_eval_rows = _num_rows(partial / "train"), _num_rows(partial / "eval")
+    num_logged = sum(pq.read_metadata(file.path).num_rows for file in logs.impressions)
+    if num_repeated := num_logged - num_train_rows - num_eval_rows:
+        notes.append(f'column "{spec.logs.impression}": {num_repeated} of {num_logged} rows repeat an id; dropped')
     (partial / "transform").mkdir()
     feed.plan().save(partial / "transform" / "plan.json")
     (partial / "spec.json").write_text(spec.dump(), "utf-8")
@@ -89,8 +93,8 @@ def run(
         "spec_digest": spec.digest,
         "train_days": [str(day) for day in days[: -config.eval_days]],
         "eval_days": [str(day) for day in days[-config.eval_days :]],
-        "num_train_rows": _num_rows(partial / "train"),
-        "num_eval_rows": _num_rows(partial / "eval"),
+        "num_train_rows": num_train_rows,
+        "num_eval_rows": num_eval_rows,
         "num_ids": {name: id_map.num_admitted for name, id_map in maps.items()},
         "num_rows": {name: id_map.num_rows for name, id_map in maps.items()},
         "capacity_rows": {name: id_map.capacity_rows for name, id_map in maps.items()},

@@ -14,10 +14,10 @@ import dask.dataframe as dd
 import merlin.dtypes as md
 import numpy as np
 import nvtabular as nvt
-from merlin.dag import ColumnSelector
+from merlin.dag import ColumnSelector, Graph
 from merlin.io import Dataset
 from merlin.schema import ColumnSchema, Schema
-from nvtabular.ops import Clip, FillMissing, LogOp, Normalize
+from nvtabular.ops import Clip, FillMissing, LogOp, Normalize, StatOperator
 
 from sparsefeed.etl.logs import (
     IMPRESSION,
@@ -103,7 +103,12 @@ class FeedWorkflow:
 
     def fit(self, dataset: Dataset) -> None:
         """Fit ids, statistics, weights, histories and the snapshot in one pass."""
-        self.workflow.fit(dataset)
+        graph = self.workflow.graph
+        graph.construct_schema(dataset.schema)
+        # Not Workflow.fit: it then infers types from the first partition, which fails where all its histories are
+        # empty, and every operator here states its types.
+        self.workflow.executor.fit_phase(dataset, Graph.get_nodes_by_op_type([graph.output_node], StatOperator))
+        graph.construct_schema(dataset.schema, preserve_dtypes=True)
 
     def transform(self, dataset: Dataset) -> Dataset:
         """The training columns, in the contract's order, lazily."""

@@ -13,8 +13,7 @@ from sparsefeed.errors import SpecError, did_you_mean
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.simulate import SimulateConfig
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
-from sparsefeed.models.config import ModelConfig
-from sparsefeed.models.config import TrainConfig
+from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.workflows.serving.config import ServingConfig
 
 __all__ = ["Recipe", "load_recipe", "recipe_names"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.torchrec.columns import Rows, lookup_order
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables, first_values
 

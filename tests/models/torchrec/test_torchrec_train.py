@@ -18,11 +18,10 @@ import pytest
 from sparsefeed.errors import BadFileError, DataError, SpecError, TrainError
 from sparsefeed.etl.spec import validate
 from sparsefeed.models import metrics
-from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, load_tables
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.models.torchrec.train import TrainResult, train
-from sparsefeed.models.config import TrainConfig
 
 MODEL = ModelConfig(hidden=(8,), cross_layers=1, cross_rank=4)
 # A batch of all 1024 rows: every number of ranks then trains on the same global batches.

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from sparsefeed.errors import BadFileError, TrainError
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.losses import weighted_cross_entropy
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, load_model, load_tables, restore, save
 from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, lookup_order, open_split, read_part

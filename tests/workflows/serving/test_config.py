@@ -12,9 +12,9 @@ import sparsefeed.workflows
 from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, validate
 from sparsefeed.workflows.serving.config import ServingConfig
-from sparsefeed.workflows.serving.triton_models import models_of
 from sparsefeed.workflows.serving.request import STEPS
 from sparsefeed.workflows.serving.template import TEMPLATE, write_template
+from sparsefeed.workflows.serving.triton_models import models_of
 from tests.workflows.serving.feed import SPEC
 
 SMALLEST = FeedSpec.parse(

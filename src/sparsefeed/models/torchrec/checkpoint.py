@@ -29,8 +29,8 @@ from torch import Tensor
 
 from sparsefeed.errors import BadFileError, SpecError, TrainError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
-from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.dense import DenseModel
 
 __all__ = ["Checkpoint", "Shard", "latest", "load_model", "load_tables", "restore", "save"]
 

@@ -21,8 +21,8 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, r
 from torchrec.distributed.types import ShardingPlan, ShardingType
 
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.losses import weighted_cross_entropy
 from sparsefeed.models.torchrec.checkpoint import Shard
 from sparsefeed.models.torchrec.columns import Batch

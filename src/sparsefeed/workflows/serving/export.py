@@ -15,8 +15,8 @@ from sparsefeed.errors import ServeError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import Bundle, open_version
 from sparsefeed.workflows.serving.config import ServingConfig
-from sparsefeed.workflows.serving.triton_models import TritonModel, models_of
 from sparsefeed.workflows.serving.template import TEMPLATE, write_model
+from sparsefeed.workflows.serving.triton_models import TritonModel, models_of
 
 __all__ = ["export"]
 

@@ -15,7 +15,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sparsefeed.etl.ids.intrinsics import prefetch
-from sparsefeed.etl.ids.mph import MinimalPerfectHash, bucket_of, mix, part_of, position_of
+from sparsefeed.etl.ids.mph import MinimalPerfectHash
+from sparsefeed.etl.ids.slots import bucket_of, mix, part_of, position_of
 from sparsefeed.etl.ids.threads import over_slices
 
 __all__ = ["Base"]

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from sparsefeed.etl.ids.threads import over_slices
+from sparsefeed.etl.kernels.threads import over_slices
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sparsefeed.etl.ids.intrinsics import prefetch
 from sparsefeed.etl.ids.mph import MinimalPerfectHash
 from sparsefeed.etl.ids.slots import bucket_of, mix, part_of, position_of
-from sparsefeed.etl.ids.threads import over_slices
+from sparsefeed.etl.kernels.intrinsics import prefetch
+from sparsefeed.etl.kernels.threads import over_slices
 
 __all__ = ["Base"]
 

@@ -16,8 +16,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.ids.intrinsics import load_uint64
-from sparsefeed.etl.ids.threads import over_slices
+from sparsefeed.etl.kernels.intrinsics import load_uint64
+from sparsefeed.etl.kernels.threads import over_slices
 
 __all__ = ["Strings", "hash_ints", "hash_strings"]
 

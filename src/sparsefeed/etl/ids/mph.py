@@ -22,10 +22,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.ids.intrinsics import prefetch
 from sparsefeed.etl.ids.pilots import NO_PART, group_by_part, solve_parts
 from sparsefeed.etl.ids.slots import bucket_of, mix, part_of, position_of
-from sparsefeed.etl.ids.threads import over_slices
+from sparsefeed.etl.kernels.intrinsics import prefetch
+from sparsefeed.etl.kernels.threads import over_slices
 
 __all__ = ["MinimalPerfectHash"]
 

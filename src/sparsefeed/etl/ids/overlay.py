@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sparsefeed.etl.ids.intrinsics import prefetch
+from sparsefeed.etl.kernels.intrinsics import prefetch
 
 __all__ = ["TOMBSTONE", "Overlay"]
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
+from sparsefeed.etl.kernels.threads import over_slices
+
 __all__ = ["Events", "as_of", "latest"]
+
+_MIN_SLICE = 1 << 14  # rows per thread below which starting a thread costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,17 @@ def _bounds(event_member, event_time, member, time_ms):  # type: ignore[no-untyp
     return first, low
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _lengths(event_member, event_time, member, time_ms, max_length, end, length):  # type: ignore[no-untyped-def]
-    for i in prange(len(member)):
+@njit(cache=True, nogil=True)
+def _ends(event_member, event_time, member, time_ms, end, length):  # type: ignore[no-untyped-def]
+    """Per row, the first event it must not see and the number of its member's events before that."""
+    for i in range(len(member)):
         first, stop = _bounds(event_member, event_time, member[i], time_ms[i])
-        end[i] = stop
-        length[i] = min(stop - first, max_length)
+        end[i], length[i] = stop, stop - first
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _gather(event_item, end, offsets, out):  # type: ignore[no-untyped-def]
-    for i in prange(len(end)):
+@njit(cache=True, nogil=True)
+def _walk_back(event_item, end, offsets, out):  # type: ignore[no-untyped-def]
+    for i in range(len(end)):
         for k in range(offsets[i + 1] - offsets[i]):
             out[offsets[i] + k] = event_item[end[i] - 1 - k]
 
@@ -87,11 +91,15 @@ def as_of(
         offsets int64 [n+1] and item keys uint64 [offsets[n]].
     """
     end, length = np.empty(len(member), np.int64), np.empty(len(member), np.int64)
-    _lengths(events.member, events.time_ms, member, time_ms, max_length, end, length)
+    over_slices(
+        lambda i, j: _ends(events.member, events.time_ms, member[i:j], time_ms[i:j], end[i:j], length[i:j]),
+        len(member),
+        _MIN_SLICE,
+    )
     offsets = np.zeros(len(member) + 1, np.int64)
-    np.cumsum(length, out=offsets[1:])
+    np.cumsum(np.minimum(length, max_length), out=offsets[1:])
     out = np.empty(offsets[-1], np.uint64)
-    _gather(events.item, end, offsets, out)
+    over_slices(lambda i, j: _walk_back(events.item, end[i:j], offsets[i : j + 1], out), len(member), _MIN_SLICE)
     return offsets, out
 
 

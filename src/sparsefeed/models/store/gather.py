@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from sparsefeed.etl.ids.intrinsics import load_uint64, prefetch
+from sparsefeed.etl.kernels.intrinsics import load_uint64, prefetch
 
 __all__ = ["gather_rows", "rank_words"]
 

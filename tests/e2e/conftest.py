@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sparsefeed.workflows.stages import export_serving, prepare, train_model
 from sparsefeed.workflows.workspace import Workspace
 from tests import logs
 from tests.conftest import CONFIG
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,6 @@ class Run:
     logs: Path
     bundle: str
     feed: FeedWorkflow
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

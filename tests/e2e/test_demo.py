@@ -13,7 +13,7 @@ import yaml
 
 from sparsefeed.models.bundle import open_version, verify
 from sparsefeed.workflows.recipe import load_recipe
-from tests.e2e.conftest import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.triton
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparsefeed.errors import BadFileError, DataError
+from sparsefeed.errors import BadFileError, DataError, ToolError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.pipeline import run
 from tests import logs
 from tests.conftest import CONFIG as CLUSTER
+from tests.ports import free_port
 
 CONFIG = EtlConfig(
     cluster=ClusterConfig(workers=0), row_group_rows=100
@@ -78,25 +82,6 @@ def test_a_position_without_random_sessions_weighs_one_and_is_named(folder: Path
     assert (train[train.position == 4].w_click == 1).all()
 
 
-def test_some_null_or_empty_ids_read_row_one_and_are_told(folder: Path, tmp_path: Path) -> None:
-    path = folder / FIRST
-    creators = pq.read_table(path)["creator_id"].to_pylist()
-    creators[3], creators[7] = None, ""
-    logs.change(path, creator_id=pa.array(creators))
-    spec = logs.spec(logs={"surface": "surface", "actions": {}, "max_null_share": 0.05})
-    summary = run(spec, folder, tmp_path / "etl", CONFIG)
-    assert 'column "creator_id": 2 of 160 ids are null or empty; they read row 1' in summary["warnings"]
-    train = pq.read_table(sorted((tmp_path / "etl" / "train").glob("*.parquet"))[0]).to_pandas()
-    assert train["creator_id"].iloc[[3, 7]].tolist() == [1, 1]
-
-
-def test_too_many_null_ids_are_an_error_naming_column_and_share(folder: Path, tmp_path: Path) -> None:
-    creators = [None] * 10 + ["c1"] * 150
-    logs.change(folder / FIRST, creator_id=pa.array(creators))
-    with pytest.raises(DataError, match=r'"creator_id": 10 of 160 ids are null or empty, 6.25%; logs.max_null_share'):
-        run(logs.spec(), folder, tmp_path / "etl", CONFIG)
-
-
 @pytest.mark.parametrize("config", [CONFIG, CLUSTER])
 def test_a_damaged_file_stops_the_run_and_the_old_result_stays(folder: Path, tmp_path: Path, config: EtlConfig) -> None:
     run(logs.spec(), folder, tmp_path / "etl", CONFIG)
@@ -143,3 +128,37 @@ def test_a_feed_without_members_actions_sessions_and_positions_runs_too(folder: 
     table = pq.read_table(sorted((tmp_path / "etl" / "train").glob("*.parquet"))[0])
     assert table.schema.names == ["y_click", "post_id", "impression_id", "position", "random"]
     assert summary["num_train_rows"] == len(table) == 160
+
+
+def test_a_cluster_that_runs_already_gives_the_same_rows(logs_folder: Path, etl_folder: Path, tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    program = str(Path(sys.executable).parent / "dask")
+    commands = (
+        [program, "scheduler", "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1], "--no-dashboard"],
+        # Two threads: kernels of one worker run at the same time.
+        [
+            program,
+            "worker",
+            address,
+            "--nthreads",
+            "2",
+            "--no-dashboard",
+            "--local-directory",
+            str(tmp_path / "worker"),
+        ],
+    )
+    with ExitStack() as running:
+        for command in commands:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            running.callback(process.wait)
+            running.callback(process.terminate)
+        config = EtlConfig(cluster=ClusterConfig(address=address), row_group_rows=100)
+        run(logs.spec(), logs_folder, tmp_path / "etl", config)
+    for part in sorted(etl_folder.glob("*/*.parquet")):
+        assert pq.read_table(part).equals(pq.read_table(tmp_path / "etl" / part.relative_to(etl_folder)))
+
+
+def test_a_scheduler_that_is_not_there_is_named(logs_folder: Path, tmp_path: Path) -> None:
+    config = EtlConfig(cluster=ClusterConfig(address=f"tcp://127.0.0.1:{free_port()}"))
+    with pytest.raises(ToolError, match=r"cluster\.address: no scheduler answers at tcp://127\.0\.0\.1"):
+        run(logs.spec(), logs_folder, tmp_path / "etl", config)

@@ -13,6 +13,8 @@ from sparsefeed.etl.config import ClusterConfig
 
 __all__ = ["open_cluster", "use_gpu"]
 
+_CONNECT_S = 10
+
 
 def use_gpu(config: ClusterConfig) -> bool:
     """Whether partitions are cuDF frames on a LocalCUDACluster; ToolError if demanded and impossible."""
@@ -53,7 +55,12 @@ def open_cluster(config: ClusterConfig) -> Iterator[Any]:
         warnings.simplefilter("ignore")
         if config.address:
             cluster = None
-            client = Client(config.address)
+            try:
+                client = Client(config.address, timeout=_CONNECT_S)
+            except OSError as error:
+                raise ToolError(
+                    f"cluster.address: no scheduler answers at {config.address} ({error}); start one, or drop it"
+                ) from error
         elif use_gpu(config):
             from dask_cuda import LocalCUDACluster
 

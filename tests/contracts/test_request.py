@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -208,9 +207,3 @@ def test_6_the_configuration_names_the_responses(server: TritonServer) -> None:
     with urlopen(f"http://{server.http_url}/v2/models/{RANKER}/config") as answer:
         parameters = json.load(answer)["parameters"]
     assert json.loads(parameters["responses"]["string_value"]) == RESPONSES
-
-
-def test_the_page_has_no_sentence_without_a_test() -> None:
-    page = Path(__file__).parents[2] / "docs" / "contracts" / "request.md"
-    numbers = {line.split(".")[0] for line in page.read_text().splitlines() if line[:1].isdigit()}
-    assert numbers == {name.split("_")[1] for name in globals() if name.startswith("test_") and name[5].isdigit()}

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sparsefeed.etl import pipeline
+from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids.id_map import IdMap
 from sparsefeed.etl.ids.inverse import Inverse
 from sparsefeed.etl.logs import LogFolder, ReadImpressions
@@ -93,6 +95,15 @@ def test_3_lists_are_cut_unpadded_and_never_null(etl_folder: Path, train: pd.Dat
         got = inverse.decode(np.asarray(train.loc[impression, "hashtags"])).to_pylist()
         assert got == list(raw.loc[impression, "hashtags"])[:3]
     assert train["hashtags"].map(len).min() == 0
+
+
+def test_3_the_histories_of_the_first_file_may_all_be_empty(tmp_path: Path) -> None:
+    # NVTabular would infer the lists' type from the first file, and find none.
+    root = logs.write(tmp_path / "logs", days=2, sessions=8)
+    pipeline.run(SPEC, root, tmp_path / "etl", EtlConfig(cluster=ClusterConfig(workers=0, gpu=False)))
+    histories = table(tmp_path / "etl" / "train")["clicked_posts"]
+    assert histories.to_pylist() == [[]] * 32
+    assert histories.type.value_type == pa.int64()
 
 
 def test_4_a_weight_is_its_cell_of_the_table(etl_folder: Path, train: pd.DataFrame) -> None:

@@ -29,7 +29,7 @@ $(READY): constraints.txt pyproject.toml packaging/fbgemm-gpu/pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## simulate, train, serve and rank on this machine; leaves artifacts/report.html
-	$(BIN)/sparsefeed demo --recipe $(SCALE)
+	$(BIN)/sparsefeed demo --scale $(SCALE)
 
 test: $(READY)  ## the default test suite
 	$(BIN)/python -m pytest

@@ -114,6 +114,12 @@ def test_3_upserts_and_deletes_go_to_the_maps_overlay(root: Path, delta: Path, p
     np.testing.assert_array_equal(new.base.keys, old.base.keys)
 
 
+def test_3_a_file_a_delta_may_not_replace_is_refused(root: Path, delta: Path) -> None:
+    (delta / "spec.json").write_text("{}")
+    reseal(delta)
+    refused(root, delta, r"spec\.json: a delta cannot replace it")
+
+
 def test_3_every_other_file_replaces_the_parents_whole(root: Path, delta: Path, parent: Bundle) -> None:
     apply_delta(root, delta)
     new = open_version(root, "v2")

@@ -103,6 +103,14 @@ def test_what_a_crashed_run_left_is_cleared_away(folder: Path, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["etl", "logs"]
 
 
+def test_a_folder_that_is_something_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "etl").mkdir()
+    (tmp_path / "etl" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match=r"etl: exists and is no finished ETL result"):
+        run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+    assert (tmp_path / "etl" / "thesis.txt").read_text() == "years of work"
+
+
 def test_too_few_days_are_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 days of impressions, eval_days = 2: none is left to train on"):
         run(logs.spec(), folder, tmp_path / "etl", EtlConfig(eval_days=2))

@@ -88,6 +88,10 @@ def test_a_history_shares_its_items_table() -> None:
             "ips.position_edges: got [2, 1]; must be one or more rising",
         ),
         (lambda v: v.pop("name"), "name: missing; it must be given"),
+        (lambda v: v["features"][7].update(name="keys"), 'features[7].name: "keys" is a name of the snapshot'),
+        (lambda v: v["features"][7].update(name="click"), 'features[7].name: "click" is a name of the logs'),
+        (lambda v: v["features"][7].update(name="y_like"), 'features[7].name: "y_like" is a name of a response'),
+        (lambda v: v["sessions"].update(random="production"), 'sessions: random and production are both "production"'),
     ],
 )
 def test_what_cannot_be_meant_is_refused(change: Callable[[dict[str, Any]], Any], message: str) -> None:

@@ -9,7 +9,6 @@ int64 (event time in ms, 0 for none), and of `TIME`, `POSITION`, `SURFACE`, `RAN
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -40,7 +39,6 @@ __all__ = [
 ]
 
 TIME, POSITION, SURFACE, RANDOM, IMPRESSION = "_time", "_position", "_surface", "_random", "impression_id"
-_DAY = re.compile(r"day=(\d{4}-\d{2}-\d{2})$")
 
 
 def label(response: str) -> str:
@@ -90,7 +88,11 @@ class LogFolder:
             raise DataError(
                 f'{root}: column "{spec.logs.impression}" is text in some files and integer in others; write them alike'
             )
-        return cls(root, impressions, actions, any(text))
+        # Spark and others leave parts without a row; there is nothing in them to check or to read.
+        filled = tuple(file for file in impressions if pq.read_metadata(file.path).num_rows)
+        if not filled:
+            raise DataError(f"{root / 'impressions'}: {len(impressions)} files, and not one row in them")
+        return cls(root, filled, actions, any(text))
 
     @property
     def days(self) -> tuple[date, ...]:
@@ -105,10 +107,10 @@ class LogFolder:
 def _files(folder: Path) -> tuple[LogFile, ...]:
     files = []
     for path in sorted(folder.glob("day=*/*.parquet")):
-        match = _DAY.search(path.parent.name)
-        if match is None:
-            raise DataError(f"{path.parent}: not a day=YYYY-MM-DD folder; rename it")
-        files.append(LogFile(path, date.fromisoformat(match[1])))
+        try:
+            files.append(LogFile(path, date.fromisoformat(path.parent.name.removeprefix("day="))))
+        except ValueError as error:
+            raise DataError(f"{path.parent}: not a day=YYYY-MM-DD folder ({error}); rename it") from error
     return tuple(files)
 
 
@@ -171,10 +173,13 @@ _MEANING = {
 
 def _check(path: Path, wanted: Kinds) -> pa.Schema:
     try:
-        schema = pq.read_schema(path)
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise BadFileError(path, f"not readable as parquet ({error}); write the file again or take it out") from error
     for name, kind in wanted.items():
+        if schema.names.count(name) > 1:
+            raise DataError(f'{path}: column "{name}" is there {schema.names.count(name)} times; write it once')
         if name not in schema.names:
             raise DataError(
                 f'{path}: column "{name}" is missing{did_you_mean(name, schema.names)}; mend the file or the recipe'
@@ -242,16 +247,16 @@ class ReadImpressions:
         kinds = _impression_columns(spec)
         text = [name for name, kind in kinds.items() if kind == "string"]
         table = read_parquet(file.path, list(kinds), text)
-        table = _first_of_repeated(table, logs.impression)
+        table = _first_of_repeated(file.path, table, logs.impression)
         time_ms = _no_nulls(file.path, logs.time, milliseconds, table)
         frame: dict[str, Any] = {}
         for feature in spec.features:
             if isinstance(feature, (IdFeature, IdListFeature)):
                 frame[feature.name] = table.column(feature.name).to_pandas()
             elif feature.kind == "dense":
-                frame[feature.name] = table.column(feature.name).cast(pa.float32()).to_numpy()
+                frame[feature.name] = _numbers(table.column(feature.name))
         impression = table.column(logs.impression)
-        joined = _join(impression, self.actions, file.day, spec) if logs.actions else {}
+        joined = _join(impression, time_ms, self.actions, file.day, spec) if logs.actions else {}
         for response in spec.responses:
             if response.column:
                 y = _labels(file.path, response.column, table)
@@ -263,12 +268,10 @@ class ReadImpressions:
                 frame[event_time(response.name)] = moment
         frame[TIME] = time_ms
         frame[POSITION] = (
-            _no_nulls(file.path, logs.position, lambda c: np.asarray(c.to_numpy()), table).astype(np.int32)
-            if logs.position
-            else np.zeros(len(table), np.int32)
+            _positions(file.path, logs.position, table) if logs.position else np.zeros(len(table), np.int32)
         )
         frame[SURFACE] = (
-            table.column(logs.surface).to_pandas()
+            _no_nulls(file.path, logs.surface, lambda c: c.to_pandas(), table)
             if logs.surface
             else pd.Categorical.from_codes(np.zeros(len(table), np.int8), ["all"])
         )
@@ -284,19 +287,25 @@ class ReadImpressions:
         return out
 
 
-def _first_of_repeated(table: pa.Table, impression: str) -> pa.Table:
-    ids = pd.Series(table.column(impression).to_pandas())
+def _first_of_repeated(path: Path, table: pa.Table, impression: str) -> pa.Table:
+    ids = pd.Series(_no_nulls(path, impression, lambda c: c.to_pandas(), table))
     repeated = ids.duplicated().to_numpy()
     return table.filter(pa.array(~repeated)) if repeated.any() else table
 
 
-def _no_nulls(path: Path, name: str, convert: Any, table: pa.Table) -> NDArray[Any]:
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A dense feature; infinities are no numbers and read as null."""
+    values = column.cast(pa.float32(), safe=False).to_numpy()
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
+
+
+def _no_nulls(path: Path, name: str, convert: Any, table: pa.Table) -> Any:
     column = table.column(name)
     if column.null_count:
         raise DataError(
             f'{path}: column "{name}" has {column.null_count} nulls of {len(column)} rows; every impression needs one'
         )
-    return np.asarray(convert(column))
+    return convert(column)
 
 
 def _labels(path: Path, name: str, table: pa.Table) -> NDArray[np.float32]:
@@ -305,6 +314,14 @@ def _labels(path: Path, name: str, table: pa.Table) -> NDArray[np.float32]:
     if wrong.any():
         raise DataError(f'{path}: label "{name}" is {y[wrong][0]} in row {int(np.argmax(wrong))}; it must be 0 or 1')
     return np.asarray(y, np.float32)
+
+
+def _positions(path: Path, name: str, table: pa.Table) -> NDArray[np.int32]:
+    position = _no_nulls(path, name, lambda c: c.to_numpy(), table)
+    if len(position) and position.min() < 1:
+        row = int(np.argmin(position))
+        raise DataError(f'{path}: column "{name}" is {position[row]} in row {row}; positions count from 1')
+    return np.asarray(position, np.int32)
 
 
 def _random(path: Path, spec: FeedSpec, table: pa.Table) -> NDArray[np.int8]:
@@ -321,9 +338,12 @@ def _random(path: Path, spec: FeedSpec, table: pa.Table) -> NDArray[np.int8]:
 
 
 def _join(
-    impression: pa.ChunkedArray, files: Sequence[LogFile], day: date, spec: FeedSpec
+    impression: pa.ChunkedArray, time_ms: NDArray[np.int64], files: Sequence[LogFile], day: date, spec: FeedSpec
 ) -> dict[str, NDArray[np.int64]]:
-    """Per action response, the first action's time of each impression in ms, 0 for none."""
+    """Per action response, the first action's time of each impression in ms, 0 for none.
+
+    A clock may say that the action came before the impression; it did not, and its time is the impression's.
+    """
     actions = spec.logs.actions
     assert actions is not None
     responses = [response.name for response in spec.responses if response.column is None]
@@ -334,6 +354,7 @@ def _join(
         if not day <= file.day <= last:
             continue
         table = read_parquet(file.path, [actions.impression, actions.action, actions.time], [])
+        table = table.filter(pc.is_valid(table.column(actions.impression)))  # a null would turn integers into floats
         row = row_of.get_indexer(table.column(actions.impression).to_pandas())
         moment = _no_nulls(file.path, actions.time, milliseconds, table)
         kind = table.column(actions.action)
@@ -344,4 +365,4 @@ def _join(
             np.minimum.at(earlier, row[chosen], moment[chosen])
             hit = earlier < np.iinfo(np.int64).max
             first[hit] = np.where(first[hit] > 0, np.minimum(first[hit], earlier[hit]), earlier[hit])
-    return found
+    return {name: np.where(first > 0, np.maximum(first, time_ms), 0) for name, first in found.items()}

@@ -7,6 +7,7 @@ the same logs and spec has nothing to do.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -24,9 +25,12 @@ from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.logs import LogFolder, label
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.workflow import FeedWorkflow
+from sparsefeed.lock import only_writer
 from sparsefeed.progress import Progress, silent
 
 __all__ = ["run"]
+
+_FULL_BYTES = 1 << 20
 
 
 def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder) -> str:
@@ -51,21 +55,42 @@ def run(
     progress(0, 4, "checking the logs")
     logs = LogFolder.open(logs_root, spec)
     fingerprint = _fingerprint(spec, config, logs)
-    done = out / "etl.json"
-    if done.exists():
-        summary: dict[str, Any] = json.loads(done.read_text("utf-8"))
-        if summary["fingerprint"] == fingerprint:
-            progress(4, 4, "nothing to do: made from the same spec and logs")
-            return summary
+    summary = _finished(out)
+    if summary.get("fingerprint") == fingerprint:
+        progress(4, 4, "nothing to do: made from the same spec and logs")
+        return summary
     days = logs.days
     if len(days) <= config.eval_days:
         raise DataError(
             f"{logs_root}: {len(days)} days of impressions, eval_days = {config.eval_days}: none is left to train on"
         )
-    started = time.perf_counter()
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    with only_writer(partial, wait=False) as alone:
+        if not alone:
+            raise DataError(f"{out}: another ETL is writing it now; wait for it, or name another workspace")
+        for left in partial.iterdir():  # by a run that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            summary = _make(spec, logs, partial, config, progress)
+            summary = {"format": 1, "fingerprint": fingerprint, "logs": str(logs_root.resolve()), **summary}
+            (partial / "etl.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+            shutil.rmtree(out, ignore_errors=True)
+            partial.rename(out)
+        except Exception as error:
+            full = shutil.disk_usage(out.parent).free < _FULL_BYTES
+            shutil.rmtree(partial, ignore_errors=True)
+            if full:  # what a library makes of a full disk is rarely to be read
+                raise OSError(errno.ENOSPC, f"the disk of {out.parent} is full") from error
+            raise
+    progress(4, 4, f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate")
+    return summary
+
+
+def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, progress: Progress) -> dict[str, Any]:
+    """Fit and write into an empty folder; everything but etl.json, whose content is returned."""
+    days = logs.days
+    started = time.perf_counter()
     feed = FeedWorkflow(spec, partial)
     gpu = use_gpu(config.cluster)
     notes: list[str] = []
@@ -87,9 +112,7 @@ def run(
     feed.plan().save(partial / "transform" / "plan.json")
     (partial / "spec.json").write_text(spec.dump(), "utf-8")
     maps = feed.map_ids.maps
-    summary = {
-        "format": 1,
-        "fingerprint": fingerprint,
+    return {
         "spec_digest": spec.digest,
         "train_days": [str(day) for day in days[: -config.eval_days]],
         "eval_days": [str(day) for day in days[-config.eval_days :]],
@@ -101,11 +124,17 @@ def run(
         "warnings": notes,
         "seconds": round(time.perf_counter() - started, 2),
     }
-    (partial / "etl.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
-    progress(4, 4, f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate")
-    return summary
+
+
+def _finished(out: Path) -> dict[str, Any]:
+    """The etl.json of an earlier run, {} where there is none; DataError when `out` is something else."""
+    if not out.exists():
+        return {}
+    try:
+        summary: dict[str, Any] = json.loads((out / "etl.json").read_text("utf-8"))
+        return dict(summary)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{out}: exists and is no finished ETL result ({error}); remove it or name another") from error
 
 
 def _write(feed: FeedWorkflow, dataset: Dataset, folder: Path, config: EtlConfig) -> None:

@@ -246,6 +246,23 @@ class FeedSpec(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _names_are_free(self) -> FeedSpec:
+        """No feature may take a name that a column or a file of a contract has."""
+        logs = self.logs
+        taken = {"keys": "the snapshot", "dense": "the snapshot"}
+        taken |= dict.fromkeys(("impression_id", "position", "random"), "the training data")
+        logged = (logs.impression, logs.time, logs.position, logs.surface, *(r.column for r in self.responses))
+        taken |= {f"{kind}_{r.name}": "a response" for r in self.responses for kind in ("y", "t", "w", "cell")}
+        taken |= {name: "the logs" for name in (*logged, self.sessions and self.sessions.column) if name}
+        for i, feature in enumerate(self.features):
+            where = "ours" if feature.name.startswith("_") else taken.get(feature.name)
+            if where is not None:
+                raise ValueError(f'features[{i}].name: "{feature.name}" is a name of {where}; give it another')
+        if self.sessions and self.sessions.random == self.sessions.production:
+            raise ValueError(f'sessions: random and production are both "{self.sessions.random}"; they must differ')
+        return self
+
+    @model_validator(mode="after")
     def _tables_are_declared_and_read(self) -> FeedSpec:
         names = [table.name for table in self.tables]
         read = {f.table for f in self.features if isinstance(f, IdFeature | IdListFeature)}

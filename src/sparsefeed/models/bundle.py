@@ -6,14 +6,12 @@ So whatever dies when, a reader sees whole versions only, and the one that serve
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -23,6 +21,7 @@ from pydantic import Field
 
 from sparsefeed.errors import BundleError, SpecError
 from sparsefeed.etl.spec import Frozen, Name, validate
+from sparsefeed.lock import only_writer
 from sparsefeed.models.store.rows import RowFormat
 from sparsefeed.progress import Progress, silent
 
@@ -145,7 +144,7 @@ def publish_version(root: Path, id: str, build: Callable[[Path], None], progress
     target, partial = _version(root, id), Path(root) / "versions" / f".{id}.partial"
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with _only_publisher(partial.parent):
+        with only_writer(partial.parent):
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 partial.mkdir()
@@ -237,7 +236,7 @@ def set_current(root: Path, id: str) -> None:
     open_version(root, id)
     partial = Path(root) / ".current.partial"
     try:
-        with _only_publisher(Path(root) / "versions"):
+        with only_writer(Path(root) / "versions"):
             partial.write_text(id + "\n", "utf-8")
             _sync(partial)
             partial.replace(Path(root) / "current")
@@ -278,17 +277,6 @@ def read_json(model: type[Model], path: Path) -> Model:
 
 def _version(root: Path, id: str) -> Path:
     return Path(root) / "versions" / id
-
-
-@contextmanager
-def _only_publisher(folder: Path) -> Iterator[None]:
-    # The kernel lets go of the lock when the process dies, so a crash leaves nothing to clean up.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _files(folder: Path) -> Iterator[str]:

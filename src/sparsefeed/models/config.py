@@ -24,7 +24,7 @@ class ModelConfig(Frozen):
 class TrainConfig(Frozen):
     """How to train; equal configurations on equal data give equal loss curves."""
 
-    processes: int = Field(default=2, ge=1)  # ranks; on GPUs one per device
+    processes: int | None = Field(default=None, ge=1)  # ranks; None: one per GPU, or 2 on a CPU
     batch_size: int = Field(default=8192, ge=1)  # rows of a global batch, over all ranks
     epochs: int = Field(default=1, ge=1)
     dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
@@ -38,6 +38,6 @@ class TrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _can_be_split(self) -> TrainConfig:
-        if self.batch_size % self.processes:
+        if self.processes and self.batch_size % self.processes:
             raise ValueError(f"batch_size: got {self.batch_size}; must be a multiple of processes ({self.processes})")
         return self

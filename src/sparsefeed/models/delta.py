@@ -37,6 +37,9 @@ from sparsefeed.progress import Progress, silent
 __all__ = ["Delta", "DeltaManifest", "IdChange", "RowChange", "apply_delta", "verify_delta", "write_delta"]
 
 _OWN = frozenset({"delta.json", "tables", "ids", "SHA256SUMS", "READY"})  # everything else replaces the parent's
+_REPLACEABLE = frozenset(
+    {"dense.onnx", "calibration.json", "snapshot", "transform", "ips.parquet", "metrics.json", "MODEL_CARD.md"}
+)
 _ROW_PARTS, _ID_PARTS = ("rows", "values"), ("upserts", "upsert_rows", "deletes")
 _MADE_ANEW = frozenset({"bundle.json", "tables", "ids", "SHA256SUMS", "READY"})
 
@@ -227,6 +230,9 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
                 f'{delta.path}: {field}: got {got}; after "{parent.id}" it must be {allowed}; '
                 "it is a delta of another version, write it for this one"
             )
+    for path in delta.path.iterdir():
+        if path.name not in _OWN | _REPLACEABLE:
+            raise BundleError(f"{path}: a delta cannot replace it; it may hold {', '.join(sorted(_REPLACEABLE))}")
     tables = ParameterStore.open(parent.tables).table_by_name
     for name in (*delta.rows, *delta.ids, *manifest.capacity_rows):
         if name not in tables:

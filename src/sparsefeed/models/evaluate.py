@@ -7,6 +7,7 @@ the noise of drawn labels away.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ from sparsefeed.progress import Progress, silent
 __all__ = ["EvaluationRows", "evaluate", "fit_calibration", "read_rows"]
 
 Floats = NDArray[np.float32]
+
+
+class NoRandomRowError(DataError):
+    """The evaluation days have no random session."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_on
     chosen = ds.field("random") == 1 if random_only and spec.sessions else None
     table = ds.dataset(files).to_table(columns=columns, filter=chosen)
     if not len(table):
-        raise DataError(f"{folder}: no row of a random session; evaluate on a day that has some")
+        raise NoRandomRowError(f"{folder}: no row of a random session; evaluate on a day that has some")
 
     def matrix(names: Sequence[str]) -> Floats:
         return (
@@ -101,8 +106,14 @@ def _truth(folder: Path, responses: Sequence[str], impression: NDArray[Any]) -> 
 
 
 def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path) -> Calibration:
-    """Platt lines from one half of the evaluation days' random sessions; the other half stays for the test."""
-    rows, logits = _scored(spec, scorer, data, None)
+    """Platt lines from one half of the evaluation days' random sessions; the other half stays for the test.
+
+    Days without random sessions leave the logits as they are.
+    """
+    try:
+        rows, logits = _scored(spec, scorer, data, None)
+    except NoRandomRowError:
+        return Calibration.identity(spec)
     half = _calibration_half(rows)
     return Calibration.fit(spec, logits[half], rows.labels[half])
 
@@ -147,9 +158,14 @@ def evaluate(
     assert rows is not None, "evaluate needs a model"
     progress(len(scorers), steps, "fitting LightGBM without ids")
     training = read_rows(spec, data / "train")
-    probabilities["lightgbm"] = baselines.trees(
-        training.dense, training.labels, training.weights, rows.dense, num_threads=2
-    )
+    if spec.dense:
+        probabilities["lightgbm"] = baselines.trees(
+            training.dense,
+            training.labels,
+            training.weights,
+            rows.dense,
+            num_threads=len(os.sched_getaffinity(0)),
+        )
     probabilities["constant"] = baselines.constant(training.labels, training.weights, len(rows.labels))
     progress(len(scorers) + 1, steps, "measuring")
     return {

@@ -23,6 +23,7 @@ from sparsefeed.models.onnx import export_dense
 from sparsefeed.models.store.rows import RowFormat
 from sparsefeed.models.store.store import write_tables
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, load_model
+from sparsefeed.models.torchrec.columns import check_trained_on
 from sparsefeed.progress import Progress, silent
 
 __all__ = ["export_bundle"]
@@ -46,7 +47,7 @@ def export_bundle(
         root: of bundles; holds `versions/` and `current`.
         row_format: of the embedding rows.
         calibration: baked into dense.onnx; None leaves the logits as they are.
-        metrics: for metrics.json and the model card.
+        metrics: of this checkpoint, for metrics.json and the model card: `{"responses": {response: {metric: value}}}`.
         progress: told of the files.
 
     Returns:
@@ -54,7 +55,7 @@ def export_bundle(
 
     Raises:
         DataError: the ETL folder is unfinished.
-        TrainError: the checkpoint is of another spec.
+        TrainError: the checkpoint is of another spec or ETL run.
         BundleError: the bundle cannot be written; what was there before is untouched.
     """
     try:
@@ -66,6 +67,7 @@ def export_bundle(
     metrics = dict(metrics or {})
     model, tables = load_model(checkpoint, spec)
     said = Checkpoint.read(checkpoint)
+    check_trained_on(checkpoint, said.etl, data)
     written = datetime.fromtimestamp((checkpoint / "checkpoint.json").stat().st_mtime, timezone.utc)
     digest = hashlib.sha256()
     for part in (
@@ -122,8 +124,7 @@ def _model_card(spec: FeedSpec, manifest: Manifest, etl: Mapping[str, Any], metr
     responses = metrics.get("responses", {})
     if responses:
         lines += ["", "| response | AUC | log loss | predicted/actual |", "|---|---|---|---|"]
-        for name, models in responses.items():
-            quality = next(iter(models.values()))
+        for name, quality in responses.items():
             figures = (quality["auc"], quality["log_loss"], quality["predicted_over_actual"])
             lines.append(f"| {name} | {' | '.join(f'{figure:.4f}' for figure in figures)} |")
         lines += ["", "Measured on random sessions of the evaluation days, before calibration."]

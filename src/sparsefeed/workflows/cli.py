@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from sparsefeed.errors import RequestError, SparsefeedError
+from sparsefeed.errors import RequestError, ServeError, SparsefeedError
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.workspace import Workspace
 
@@ -25,13 +27,30 @@ Root = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds
 LogsFolder = Annotated[Path | None, typer.Option("--logs", help="Real logs; default: the workspace's simulated ones.")]
 Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.")]
 
+
+class Scale(str, Enum):
+    """How large a simulated feed is."""
+
+    tiny = "tiny"
+    small = "small"
+    large = "large"
+
+
+class Weights(str, Enum):
+    """Whether training rows are weighted."""
+
+    ips = "ips"
+    none = "none"
+
+
+ScaleName = Annotated[Scale | None, typer.Option("--scale", help="Of the simulated feed; default: the recipe's.")]
 _TINY, _ARTIFACTS = "tiny", Path("artifacts")
 
 
-def _load(recipe: str) -> Any:
+def _load(recipe: str, scale: Scale | None = None) -> Any:
     from sparsefeed.workflows.recipe import load_recipe
 
-    return load_recipe(recipe)
+    return load_recipe(recipe, scale.value if scale else None)
 
 
 @app.callback()
@@ -55,13 +74,13 @@ def doctor() -> None:
 
 
 @app.command()
-def simulate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
+def simulate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: ScaleName = None) -> None:
     """Simulate a feed with a known truth: impressions, actions and true probabilities."""
     from sparsefeed.workflows.stages import simulate_logs
 
     place = Workspace(workspace)
     with stage("simulate") as progress:
-        summary = simulate_logs(_load(recipe), place, progress)
+        summary = simulate_logs(_load(recipe, scale), place, progress)
     console.print(f"{summary.impressions:,} impressions, {summary.clicks:,} clicks in {place.logs}")
 
 
@@ -84,15 +103,16 @@ def etl(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFold
 def train(
     recipe: RecipeName = _TINY,
     workspace: Root = _ARTIFACTS,
-    weights: Annotated[str | None, typer.Option(help='"ips" or "none"; default: the recipe\'s.')] = None,
+    weights: Annotated[Weights | None, typer.Option(help="Default: the recipe's.")] = None,
 ) -> None:
     """Train the ranker; an interrupted run goes on from its last checkpoint."""
     from sparsefeed.workflows.stages import train_model
 
     with stage("train") as progress:
-        result = train_model(_load(recipe), Workspace(workspace), weights, progress)
+        result = train_model(_load(recipe), Workspace(workspace), weights.value if weights else None, progress)
     loss = ", ".join(f"{name} {value:.4f}" for name, value in result.loss.items())
-    console.print(f"{result.num_samples:,} samples, {result.samples_per_s:,.0f} a second; loss: {loss}")
+    speed = f"{result.samples_per_s:,.0f} a second" if result.samples_per_s else "trained before"
+    console.print(f"{result.num_samples:,} samples, {speed}; loss: {loss}")
 
 
 @app.command("eval")
@@ -149,7 +169,9 @@ def serve(
     try:
         console.print(f"bundle {version}: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}")
         console.print(_curl(server.http_url, models[-1]), soft_wrap=True)
-        server.wait()
+        status = server.wait()
+        if status:
+            raise ServeError(f"tritonserver: ended with status {status}; see {place.server_log}")
     finally:
         server.stop()
 
@@ -173,7 +195,7 @@ def rank(
     """Rank posts for a member on a running server."""
     from sparsefeed.workflows.serving.client import FeedClient
 
-    candidates = [post for given in posts for post in given.split(",") if post]
+    candidates = [post.strip() for given in posts for post in given.split(",") if post.strip()]
     try:
         changes = json.loads(overrides) if overrides else None
     except ValueError as error:
@@ -193,7 +215,7 @@ def rank(
 @app.command()
 def bench(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFolder = None) -> None:
     """Measure the current bundle with perf_analyzer on real requests, step by step."""
-    from sparsefeed.workflows.demo import measure_serving
+    from sparsefeed.workflows.measure import measure_serving
 
     with stage("bench") as progress:
         result = measure_serving(_load(recipe), Workspace(workspace), logs, progress)
@@ -226,11 +248,13 @@ def report(workspace: Root = _ARTIFACTS) -> None:
 
 
 @app.command()
-def demo(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
+def demo(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: ScaleName = None) -> None:
     """The whole way on this machine: logs, ids, training, bundle, Triton, a ranked feed, a report."""
     from sparsefeed.workflows.demo import run_demo
 
-    summary = run_demo(_load(recipe), Workspace(workspace), stage)
+    summary = run_demo(_load(recipe, scale), Workspace(workspace), stage)
+    for warning in summary.warnings:
+        console.print(f"[yellow]warning[/yellow] {warning}")
     show_quality(summary.quality)
     show_latency(summary.latency)
     console.print(f"\nthe whole way took {summary.seconds:.0f} s; bundle {summary.bundle}, report {summary.report}")
@@ -249,6 +273,11 @@ def main() -> None:
     except SparsefeedError as error:
         console.print(f"[red]{type(error).__name__}[/red]: ", end="")
         console.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        console.print(f"[red]disk full[/red]: {error}; nothing was published; make room and run the same command again")
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on or begins again")

@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.bundle import open_version
-from sparsefeed.progress import Progress, silent
-from sparsefeed.workflows.measure import bench_server, rank_one_feed
+from sparsefeed.progress import Progress
+from sparsefeed.workflows.measure import measure_serving
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.report import write_report
-from sparsefeed.workflows.serving.server import TritonServer
-from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare, simulate_logs, train_model, write_json
+from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare, simulate_logs, train_model
 from sparsefeed.workflows.workspace import Workspace
 
-__all__ = ["DemoSummary", "measure_serving", "run_demo"]
+__all__ = ["DemoSummary", "run_demo"]
 
 Stage = Callable[[str], AbstractContextManager[Progress]]
 
@@ -37,23 +34,9 @@ class DemoSummary:
     posts: tuple[str, ...]
     quality: dict[str, Any]
     latency: dict[str, Any]
+    warnings: tuple[str, ...]
     report: Path
     seconds: float
-
-
-def measure_serving(
-    recipe: Recipe, workspace: Workspace, logs: Path | None = None, progress: Progress = silent
-) -> dict[str, Any]:
-    """Start a server of the current bundle, rank one feed, measure; writes ranking.json and bench.json."""
-    version = open_version(workspace.bundles)
-    source = logs or workspace.logs
-    with TritonServer(
-        workspace.triton_repo, [version.id], recipe.serving, log_path=workspace.server_log, progress=progress
-    ) as server:
-        write_json(workspace.ranking, rank_one_feed(server, FeedSpec.load(version.spec), source))
-        result = bench_server(server, workspace.bundles, version.id, source, progress=progress)
-    write_json(workspace.bench, result)
-    return result
 
 
 def run_demo(recipe: Recipe, workspace: Workspace, stage: Stage) -> DemoSummary:
@@ -62,7 +45,7 @@ def run_demo(recipe: Recipe, workspace: Workspace, stage: Stage) -> DemoSummary:
     with stage("simulate") as progress:
         simulate_logs(recipe, workspace, progress)
     with stage("etl") as progress:
-        prepare(recipe, workspace, progress=progress)
+        warnings = prepare(recipe, workspace, progress=progress)["warnings"]
     with stage("train") as progress:
         train_model(recipe, workspace, "ips", progress)
     with stage("compare") as progress:
@@ -82,6 +65,7 @@ def run_demo(recipe: Recipe, workspace: Workspace, stage: Stage) -> DemoSummary:
         posts=tuple(post["post"] for post in ranking["posts"]),
         quality=quality,
         latency=latency,
+        warnings=tuple(warnings),
         report=report,
         seconds=time.perf_counter() - started,
     )

@@ -1,4 +1,4 @@
-"""Measure: perf_analyzer on real requests against a server of the current bundle; writes bench.json and ranking.json.
+"""Measure: perf_analyzer on real requests against a server of the current bundle, and one feed ranked.
 
 Requests are sessions of the held-out day: the member, and as candidates posts that were shown that day, so
 that ids, histories and unknown posts have the shares they have in production.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from sparsefeed.errors import DataError
@@ -22,11 +23,14 @@ from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import open_version
 from sparsefeed.progress import Progress, silent
+from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.serving.client import FeedClient
 from sparsefeed.workflows.serving.perf import measure
 from sparsefeed.workflows.serving.server import TritonServer
+from sparsefeed.workflows.stages import read_etl, write_json
+from sparsefeed.workflows.workspace import Workspace
 
-__all__ = ["bench_server", "rank_one_feed", "real_requests"]
+__all__ = ["bench_server", "measure_serving", "rank_one_feed", "real_requests"]
 
 Request = tuple[str, list[str]]
 
@@ -101,11 +105,14 @@ def _cores() -> int:
 
 def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path) -> dict[str, Any]:
     """One production session of the last day: its posts as they were shown and as the bundle ranks them."""
+    if spec.logs.member is None:
+        raise DataError(f"{logs}: the spec has no logs.member; give requests of your own")
     folder = LogFolder.open(logs, spec)
-    assert spec.logs.member is not None
     columns = [spec.logs.member, spec.logs.post, spec.logs.time]
     columns += [c for c in (spec.logs.position,) if c]
-    frame = pq.read_table(folder.of_days(folder.days[-1:])[0].path, columns=columns).to_pandas()
+    shown = ds.field(spec.sessions.column) == spec.sessions.production if spec.sessions else None
+    path = folder.of_days(folder.days[-1:])[0].path
+    frame = ds.dataset(str(path)).to_table(columns=columns, filter=shown).drop_null().to_pandas()
     sessions = frame.groupby([spec.logs.member, spec.logs.time], sort=False)
     member, session = max(((key[0], group) for key, group in list(sessions)[:200]), key=lambda found: len(found[1]))
     if spec.logs.position:
@@ -129,3 +136,18 @@ def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path) -> dict[str,
             for i, post in enumerate(posts)
         ],
     }
+
+
+def measure_serving(
+    recipe: Recipe, workspace: Workspace, logs: Path | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Start a server of the current bundle, rank one feed, measure; writes ranking.json and bench.json."""
+    version = open_version(workspace.bundles)
+    source = logs or Path(read_etl(recipe, workspace)[1]["logs"])
+    with TritonServer(
+        workspace.triton_repo, [version.id], recipe.serving, log_path=workspace.server_log, progress=progress
+    ) as server:
+        write_json(workspace.ranking, rank_one_feed(server, FeedSpec.load(version.spec), source))
+        result = bench_server(server, workspace.bundles, version.id, source, progress=progress)
+    write_json(workspace.bench, result)
+    return result

@@ -37,7 +37,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
-def load_recipe(name_or_path: str) -> Recipe:
+def load_recipe(name_or_path: str, scale: str | None = None) -> Recipe:
     """A recipe by its name or file; SpecError names the file, the key, what was got and what is allowed."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
@@ -46,6 +46,12 @@ def load_recipe(name_or_path: str) -> Recipe:
             raise SpecError(f'recipe "{name_or_path}" is not there{did_you_mean(name_or_path, recipe_names())}')
     try:
         value = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise SpecError(f"{path}: holds {type(value).__name__}, not keys and values; a recipe begins with `feed:`")
+    if scale is not None:
+        if not isinstance(value.get("simulate"), dict):
+            raise SpecError(f"{path}: has no `simulate` section, so --scale means nothing; leave it out")
+        value["simulate"]["scale"] = scale
     return validate(Recipe, value, where=str(path))

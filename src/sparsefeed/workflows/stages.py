@@ -6,18 +6,31 @@ on or begins again. Data flows one way: logs -> etl -> training -> evaluation ->
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sparsefeed.errors import SpecError, TrainError
+from sparsefeed.errors import DataError, SpecError, TrainError
 from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.lock import only_writer
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.workspace import Workspace
 
-__all__ = ["evaluate_models", "export_serving", "prepare", "simulate_logs", "train_model", "write_json"]
+__all__ = [
+    "Weights",
+    "evaluate_models",
+    "export_serving",
+    "prepare",
+    "read_etl",
+    "simulate_logs",
+    "train_model",
+    "write_json",
+]
+
+Weights = Literal["ips", "none"]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,35 +59,61 @@ def prepare(
     return run(recipe.feed, logs or workspace.logs, workspace.etl, recipe.etl, progress)
 
 
-def train_model(recipe: Recipe, workspace: Workspace, weights: str | None = None, progress: Progress = silent) -> Any:
+def read_etl(recipe: Recipe, workspace: Workspace) -> tuple[FeedSpec, dict[str, Any]]:
+    """The spec and etl.json of the workspace's ETL; SpecError when the recipe has moved on since."""
+    path = workspace.etl / "etl.json"
+    if not path.exists():
+        raise DataError(f"{workspace.etl}: there is no finished ETL; run `sparsefeed etl` first")
+    spec = FeedSpec.load(workspace.etl / "spec.json")
+    if spec.digest != recipe.feed.digest:
+        changed = [key for key in type(spec).model_fields if getattr(spec, key) != getattr(recipe.feed, key)]
+        raise SpecError(
+            f"{workspace.etl}: was made with another feed than the recipe's ({', '.join(changed)} changed); "
+            "run `sparsefeed etl` and `sparsefeed train` again, or go back to that recipe"
+        )
+    return spec, json.loads(path.read_text("utf-8"))
+
+
+def train_model(
+    recipe: Recipe, workspace: Workspace, weights: Weights | None = None, progress: Progress = silent
+) -> Any:
     """Train, or go on where a training of the same data stopped; a TrainResult."""
+    from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
     from sparsefeed.models.torchrec.train import train
 
+    spec, etl = read_etl(recipe, workspace)
     config = recipe.train if weights is None else recipe.train.model_copy(update={"weights": weights})
     out = workspace.training(config.weights)
-    made_from = out / "etl.json"
-    etl = (workspace.etl / "etl.json").read_text("utf-8") if (workspace.etl / "etl.json").exists() else ""
-    spec = FeedSpec.load(workspace.etl / "spec.json") if etl else recipe.feed
-    if not made_from.exists() or made_from.read_text("utf-8") != etl:
-        shutil.rmtree(out, ignore_errors=True)  # of other data: nothing of it can be used
-        out.mkdir(parents=True)
-        made_from.write_text(etl, "utf-8")
-    return train(spec, recipe.model, config, workspace.etl, out, progress, resume=True)
+    checkpoint = latest(out)
+    if checkpoint is not None and Checkpoint.read(checkpoint).etl != etl["fingerprint"]:
+        shutil.rmtree(out)  # trained on other logs: its rows are other ids'
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out, wait=False) as alone:
+        if not alone:
+            raise TrainError(f"{out}: another training is writing it now; wait for it, or name another workspace")
+        return train(spec, recipe.model, config, workspace.etl, out, progress, resume=True)
 
 
 def evaluate_models(recipe: Recipe, workspace: Workspace, progress: Progress = silent) -> dict[str, Any]:
-    """Measure every trained model of the workspace beside the baselines; writes evaluation.json."""
+    """Measure every model of the workspace trained on its ETL, beside the baselines; writes evaluation.json."""
     from sparsefeed.models.evaluate import evaluate
-    from sparsefeed.models.torchrec.checkpoint import latest
+    from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
     from sparsefeed.models.torchrec.score import Scorer
 
-    spec = FeedSpec.load(workspace.etl / "spec.json")
-    checkpoints = {weights: latest(workspace.training(weights)) for weights in ("ips", "none")}
-    scorers = {weights: Scorer(spec, path) for weights, path in checkpoints.items() if path is not None}
-    if not scorers:
-        raise TrainError(f"{workspace.training('ips').parent}: no checkpoint; run `sparsefeed train` first")
-    truth = workspace.logs / "truth"
+    spec, etl = read_etl(recipe, workspace)
+    names: tuple[Weights, ...] = ("ips", "none")
+    found = {weights: latest(workspace.training(weights)) for weights in names}
+    checkpoints = {
+        weights: path
+        for weights, path in found.items()
+        if path is not None and Checkpoint.read(path).etl == etl["fingerprint"]
+    }
+    if not checkpoints:
+        raise TrainError(f"{workspace.training('ips').parent}: no model of this ETL run; run `sparsefeed train` first")
+    truth = Path(etl["logs"]) / "truth"
+    scorers: dict[str, Scorer] = {weights: Scorer(spec, path) for weights, path in checkpoints.items()}
     result = evaluate(spec, workspace.etl, scorers, truth if truth.exists() else None, progress)
+    result["checkpoints"] = {weights: _identity(path) for weights, path in checkpoints.items()}
     write_json(workspace.evaluation, result)
     return result
 
@@ -83,22 +122,38 @@ def export_serving(recipe: Recipe, workspace: Workspace, progress: Progress = si
     """Write the trained model as a bundle and its Triton models; (bundle id, model names)."""
     from sparsefeed.models.evaluate import fit_calibration
     from sparsefeed.models.export import export_bundle
-    from sparsefeed.models.torchrec.checkpoint import latest
+    from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
     from sparsefeed.models.torchrec.score import Scorer
     from sparsefeed.workflows.serving.export import export
 
+    spec, _ = read_etl(recipe, workspace)
     checkpoint = latest(workspace.training(recipe.train.weights))
     if checkpoint is None:
         raise TrainError(f"{workspace.training(recipe.train.weights)}: no checkpoint; run `sparsefeed train` first")
-    spec = FeedSpec.load(workspace.etl / "spec.json")
-    metrics = json.loads(workspace.evaluation.read_text("utf-8")) if workspace.evaluation.exists() else None
+    if Checkpoint.read(checkpoint).model != recipe.model:
+        raise TrainError(f"{checkpoint}: is of another model than the recipe's; run `sparsefeed train` again")
     bundle = export_bundle(
         checkpoint,
         workspace.etl,
         workspace.bundles,
         row_format=recipe.serving.row_format,
         calibration=fit_calibration(spec, Scorer(spec, checkpoint), workspace.etl),
-        metrics=metrics,
+        metrics=_metrics(workspace, recipe.train.weights, checkpoint),
         progress=progress,
     )
     return bundle, export(workspace.bundles, bundle, recipe.serving, workspace.triton_repo)
+
+
+def _identity(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / "dense.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def _metrics(workspace: Workspace, weights: Weights, checkpoint: Path) -> dict[str, Any] | None:
+    """What evaluation.json says of this very checkpoint, if anything."""
+    if not workspace.evaluation.exists():
+        return None
+    result = json.loads(workspace.evaluation.read_text("utf-8"))
+    if result.get("checkpoints", {}).get(weights) != _identity(checkpoint):
+        return None
+    responses = {response: models[weights] for response, models in result["responses"].items()}
+    return {"num_rows": result["num_rows"], "responses": responses}

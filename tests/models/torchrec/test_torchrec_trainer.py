@@ -50,7 +50,7 @@ def trainer_of(etl, capacities: dict[str, int] | None = None, seed: int = 0) -> 
 def checkpoint_of(etl, step: int) -> Checkpoint:
     capacities = capacity_rows(etl.spec, etl.path)
     tables = {t.name: (capacities[t.name], t.dim) for t in etl.spec.tables}
-    return Checkpoint(step=step, spec=etl.spec.digest, data="", model=MODEL, config={}, tables=tables)
+    return Checkpoint(step=step, spec=etl.spec.digest, etl="", data="", model=MODEL, config={}, tables=tables)
 
 
 def tables_of(trainer: Trainer) -> dict[str, np.ndarray]:

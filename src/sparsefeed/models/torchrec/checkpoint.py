@@ -43,6 +43,7 @@ class Checkpoint(Frozen):
     format: Literal[1] = 1
     step: int  # global batches trained
     spec: str  # digest
+    etl: str  # fingerprint of the ETL run: its ids are the tables' rows
     data: str  # digest of the training files' names and rows
     model: ModelConfig
     config: dict[str, Any]  # TrainConfig

@@ -10,6 +10,7 @@ F lookup features.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +25,21 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from sparsefeed.errors import BadFileError, DataError, did_you_mean
+from sparsefeed.errors import BadFileError, DataError, TrainError, did_you_mean
 from sparsefeed.etl.spec import FeedSpec, IdFeature
 
-__all__ = ["Batch", "Part", "Rows", "capacity_rows", "lookup_order", "open_split", "read_part"]
+__all__ = [
+    "Batch",
+    "Part",
+    "Rows",
+    "capacity_rows",
+    "check_trained_on",
+    "etl_fingerprint",
+    "lookup_order",
+    "open_split",
+    "parts_digest",
+    "read_part",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,30 @@ def capacity_rows(spec: FeedSpec, data: Path) -> dict[str, int]:
         if table.name not in capacities:
             raise DataError(f'{path}: capacity_rows has no table "{table.name}"; this folder was made for another spec')
     return {table.name: capacities[table.name] for table in spec.tables}
+
+
+def etl_fingerprint(data: Path) -> str:
+    """What the ETL run in this folder was made from, as `etl.json` says; "" where it does not."""
+    try:
+        return str(json.loads((data / "etl.json").read_text("utf-8")).get("fingerprint", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadFileError(data / "etl.json", f"not readable: {error!r}; run `sparsefeed etl` again") from error
+
+
+def parts_digest(parts: Sequence[Part]) -> str:
+    """Which files and rows a training reads, whatever their folder."""
+    names = json.dumps([(part.path.name, part.row_group, part.num_rows) for part in parts])
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
+def check_trained_on(checkpoint: Path, etl: str, data: Path) -> None:
+    """Refuse rows whose ids are not the checkpoint's: another ETL run gives the same string another row."""
+    got = etl_fingerprint(data)
+    if got != etl:
+        raise TrainError(
+            f"{checkpoint}: was trained on ETL run {etl or 'unknown'}, {data} holds run {got or 'unknown'}, whose ids "
+            "have other rows; run `sparsefeed train` again"
+        )
 
 
 def open_split(spec: FeedSpec, data: Path, split: str, columns: Sequence[str]) -> tuple[Part, ...]:

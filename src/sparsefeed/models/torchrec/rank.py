@@ -7,7 +7,6 @@ LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Reports are JSON lines, short enough th
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import signal
@@ -25,7 +24,15 @@ from torch import Tensor
 
 from sparsefeed.errors import SparsefeedError, TrainError
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, restore, save
-from sparsefeed.models.torchrec.columns import Batch, Part, Rows, capacity_rows, open_split, read_part
+from sparsefeed.models.torchrec.columns import (
+    Batch,
+    Rows,
+    capacity_rows,
+    etl_fingerprint,
+    open_split,
+    parts_digest,
+    read_part,
+)
 from sparsefeed.models.torchrec.loader import Loader
 from sparsefeed.models.torchrec.train import Job
 from sparsefeed.models.torchrec.trainer import Trainer
@@ -36,7 +43,7 @@ Report = Callable[[dict[str, Any]], None]
 
 _PR_SET_PDEATHSIG = 1
 _RATE_ROWS = 2**20
-_REPORT_BYTES = 3000  # below PIPE_BUF
+_REPORT_BYTES = 1500  # with every byte escaped still below PIPE_BUF, so that ranks do not interleave
 
 
 def main(arguments: list[str]) -> int:
@@ -44,6 +51,8 @@ def main(arguments: list[str]) -> int:
     if sys.platform == "linux":
         # A rank whose launcher was killed would train on unseen.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.environ.get("LAUNCHER", str(os.getppid())) != str(os.getppid()):
+            return 1  # it was killed before the call above
     # Ctrl-C reaches the launcher, which ends its ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     descriptor = int(arguments[1]) if len(arguments) > 1 else None
@@ -51,14 +60,14 @@ def main(arguments: list[str]) -> int:
 
     def report(what: dict[str, Any]) -> None:
         if descriptor is not None:
-            os.write(descriptor, json.dumps({"rank": rank, **what}).encode() + b"\n")
+            os.write(descriptor, json.dumps({"rank": rank, **what}, ensure_ascii=False).encode() + b"\n")
 
     try:
         _run(Job.model_validate_json(Path(arguments[0]).read_text("utf-8")), report)
     except Exception as error:
         traceback.print_exc()
         words = str(error) if isinstance(error, SparsefeedError) else traceback.format_exc()
-        report({"error": words[-_REPORT_BYTES:]})
+        report({"error": words.encode()[-_REPORT_BYTES:].decode(errors="ignore")})
         return 1
     return 0
 
@@ -82,7 +91,8 @@ def _run(job: Job, report: Report) -> None:
     )  # fmt: skip
     trainer = Trainer(job.spec, job.model, capacities, config.seed, device)
     checkpoint = Checkpoint(
-        step=0, spec=job.spec.digest, data=_digest(parts), model=job.model, config=config.model_dump(mode="json"),
+        step=0, spec=job.spec.digest, etl=etl_fingerprint(job.data), data=parts_digest(parts),
+        model=job.model, config=config.model_dump(mode="json"),
         tables={table.name: (capacities[table.name], table.dim) for table in job.spec.tables},
     )  # fmt: skip
     step = _begin(job, trainer, checkpoint, loader)
@@ -122,11 +132,6 @@ def _rates(job: Job, loader: Loader) -> list[float]:
     weighted = np.concatenate(weights).astype(np.float64)
     rates: list[float] = ((weighted * np.concatenate(labels)).sum(0) / weighted.sum(0)).tolist()
     return rates
-
-
-def _digest(parts: tuple[Part, ...]) -> str:
-    names = json.dumps([(part.path.name, part.row_group, part.num_rows) for part in parts])
-    return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 class _Run:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.torchrec.checkpoint import load_model
-from sparsefeed.models.torchrec.columns import Rows, lookup_order, open_split, read_part
+from sparsefeed.models.torchrec.checkpoint import Checkpoint, load_model
+from sparsefeed.models.torchrec.columns import Rows, check_trained_on, lookup_order, open_split, read_part
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables
 
 __all__ = ["Scorer"]
@@ -36,6 +36,8 @@ class Scorer:
             BadFileError: A file of it is missing or damaged.
         """
         dense, arrays = load_model(checkpoint, spec)
+        self._checkpoint = Path(checkpoint)
+        self._etl = Checkpoint.read(self._checkpoint).etl
         self._spec = spec
         self._capacities = {name: len(array) for name, array in arrays.items()}
         tables = embedding_tables(spec, self._capacities, torch.device("meta"))
@@ -54,8 +56,10 @@ class Scorer:
         Raises:
             DataError: A column is missing, of another type, or holds an id outside its table.
             BadFileError: A file cannot be read.
+            TrainError: The rows are of another ETL run than the checkpoint's.
         """
         folder = Path(folder)
+        check_trained_on(self._checkpoint, self._etl, folder.parent)
         columns = Rows.columns(self._spec, weights=False)
         parts = open_split(self._spec, folder.parent, folder.name, columns)
         if random_only:

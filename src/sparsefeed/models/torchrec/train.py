@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 
 from sparsefeed.errors import TrainError
-from sparsefeed.etl.spec import FeedSpec, Frozen
+from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
-from sparsefeed.models.torchrec.columns import Rows, capacity_rows, open_split
+from sparsefeed.models.torchrec.columns import Rows, capacity_rows, etl_fingerprint, open_split, parts_digest
 from sparsefeed.progress import Progress, silent
 
 __all__ = ["Job", "TrainResult", "train"]
@@ -46,6 +47,12 @@ class Job(Frozen):
     data: Path
     out: Path
     start_from: Path | None
+
+    @property
+    def processes(self) -> int:
+        """Ranks; `train` has settled them."""
+        assert self.config.processes is not None
+        return self.config.processes
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ def train(
         TrainError: `out` holds another run, a loss is not finite, or a rank failed.
     """
     data, out = Path(data).resolve(), Path(out).resolve()
+    config = _with_processes(config)
+    assert config.processes is not None
     capacity_rows(spec, data)
     parts = open_split(spec, data, "train", Rows.columns(spec, config.weights == "ips"))
     num_rows = sum(part.num_rows for part in parts)
@@ -107,13 +116,39 @@ def train(
         start_from=Path(start_from).resolve() if start_from else None,
     )
     _check_out(job, resume)
+    done = out / "result.json"
+    finished = _finished(out, parts_digest(parts), etl_fingerprint(data))
+    if finished is not None:
+        return finished
     out.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
     (out / "logs").mkdir(exist_ok=True)
     (out / "job.json").write_text(job.model_dump_json(indent=1) + "\n", "utf-8")
     result = _launch(job, progress)
     checkpoint = latest(out)
     assert checkpoint is not None
+    done.write_text(json.dumps({"checkpoint": checkpoint.name, **result}, indent=1) + "\n", "utf-8")
     return TrainResult(checkpoint=checkpoint, **result)
+
+
+def _finished(out: Path, data: str, etl: str) -> TrainResult | None:
+    """The result of a run of the same files that is at its end, so that no rank need be started to find out."""
+    checkpoint, done = latest(out), out / "result.json"
+    if checkpoint is None or not done.exists():
+        return None
+    found = Checkpoint.read(checkpoint)
+    result = json.loads(done.read_text("utf-8"))
+    if result.pop("checkpoint") != checkpoint.name or (found.data, found.etl) != (data, etl):
+        return None
+    return TrainResult(checkpoint=checkpoint, **{**result, "samples_per_s": 0.0})
+
+
+def _with_processes(config: TrainConfig) -> TrainConfig:
+    """The configuration with as many ranks as this host trains on."""
+    if config.processes is not None:
+        return config
+    processes = torch.cuda.device_count() if torch.cuda.is_available() else 2
+    return validate(TrainConfig, config.model_dump() | {"processes": processes}, where="train")
 
 
 def _check_out(job: Job, resume: bool) -> None:
@@ -131,8 +166,18 @@ def _check_out(job: Job, resume: bool) -> None:
     ):
         if got != wanted:
             raise TrainError(
-                f"{path}: cannot resume with another {what}: got {got}, it has {wanted}; use those, or a new folder"
+                f"{job.out}: holds a run of another {what} ({_difference(wanted, got)}); "
+                "go back to it, remove the folder to train anew, or train into another"
             )
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, BaseModel) and isinstance(now, BaseModel):
+        before, now = before.model_dump(), now.model_dump()
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return ", ".join(f"{key}: {before.get(key)} there, {now.get(key)} asked for" for key in keys)
+    return f"{before} there, {now} asked for"
 
 
 def _launch(job: Job, progress: Progress) -> dict[str, Any]:
@@ -143,10 +188,11 @@ def _launch(job: Job, progress: Progress) -> dict[str, Any]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": str(job.config.processes),
-        "LOCAL_WORLD_SIZE": str(job.config.processes),
+        "LAUNCHER": str(os.getpid()),
+        "WORLD_SIZE": str(job.processes),
+        "LOCAL_WORLD_SIZE": str(job.processes),
         # Ranks set their own number of threads; OpenMP's spinning would take the cores from each other.
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.config.processes)),
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.processes)),
     }
     result: dict[str, Any] = {}
     with _ranks(job, environment) as (processes, reports):
@@ -162,7 +208,8 @@ def _launch(job: Job, progress: Progress) -> dict[str, Any]:
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             raise TrainError(
-                f"rank {rank} was killed by signal {-code} (9: often memory); then resume=True\n{_tail(job, rank)}"
+                f"rank {rank} was killed by signal {-code} (9: often memory); "
+                f"the same training goes on from its last checkpoint\n{_tail(job, rank)}"
             )
     if failures:
         # The others fail after it, of its going.
@@ -179,7 +226,7 @@ def _ranks(job: Job, environment: dict[str, str]) -> Iterator[tuple[list[subproc
     reading, writing = os.pipe()
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for rank in range(job.config.processes):
+        for rank in range(job.processes):
             with (job.out / "logs" / f"rank-{rank}.log").open("wb") as log:
                 processes.append(
                     subprocess.Popen(

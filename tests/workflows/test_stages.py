@@ -1,0 +1,92 @@
+"""Stages refuse what does not belong together: models and ids of different runs, recipes that moved on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparsefeed.errors import DataError, SpecError, TrainError
+from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.models.torchrec.checkpoint import latest
+from sparsefeed.models.torchrec.score import Scorer
+from sparsefeed.workflows.recipe import Recipe
+from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare, read_etl, train_model
+from sparsefeed.workflows.workspace import Workspace
+from tests import logs
+
+RECIPE = Recipe(
+    feed=logs.spec(),
+    etl=EtlConfig(cluster=ClusterConfig(workers=0)),
+    model=ModelConfig(hidden=(4,), cross_rank=2),
+    train=TrainConfig(processes=1, batch_size=64),
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """ETL and training done on one set of logs."""
+    root = tmp_path_factory.mktemp("stages")
+    made = Workspace(root / "run")
+    prepare(RECIPE, made, logs.write(root / "logs", days=2, sessions=40))
+    train_model(RECIPE, made)
+    return made
+
+
+def test_a_finished_training_is_not_trained_again(workspace: Workspace) -> None:
+    assert train_model(RECIPE, workspace).samples_per_s == 0
+
+
+def test_a_recipe_that_moved_on_is_told_what_changed(workspace: Workspace) -> None:
+    fewer = [{"name": "click", "column": "click"}, {"name": "like"}]
+    moved = RECIPE.model_copy(update={"feed": logs.spec(responses=fewer)})
+    message = r"another feed than the recipe's \(responses changed\); run `sparsefeed etl`"
+    for stage in (train_model, evaluate_models, export_serving):
+        with pytest.raises(SpecError, match=message):
+            stage(moved, workspace)
+    other = RECIPE.model_copy(update={"model": ModelConfig(hidden=(8,))})
+    with pytest.raises(TrainError, match=r"another model \(.*hidden: .*4.* there, .*8.* asked for"):
+        train_model(other, workspace)
+    with pytest.raises(TrainError, match=r"another model than the recipe's; run `sparsefeed train`"):
+        export_serving(other, workspace)
+
+
+def test_metrics_of_another_checkpoint_are_not_sealed_into_a_bundle(workspace: Workspace) -> None:
+    result = evaluate_models(RECIPE, workspace)
+    bundle, _ = export_serving(RECIPE, workspace)
+    sealed = json.loads((workspace.bundles / "versions" / bundle / "metrics.json").read_text())
+    assert sealed["responses"]["click"]["auc"] == result["responses"]["click"]["ips"]["auc"]
+    result["checkpoints"] = {"ips": "of another"}
+    workspace.evaluation.write_text(json.dumps(result))
+    bundle, _ = export_serving(RECIPE, workspace)
+    assert json.loads((workspace.bundles / "versions" / bundle / "metrics.json").read_text()) == {}
+
+
+def test_without_an_etl_training_is_refused_and_nothing_is_lost(workspace: Workspace) -> None:
+    done = workspace.etl / "etl.json"
+    away = done.rename(workspace.root / "away.json")
+    try:
+        for stage in (train_model, evaluate_models, export_serving):
+            with pytest.raises(DataError, match=r"no finished ETL; run `sparsefeed etl` first"):
+                stage(RECIPE, workspace)
+        assert latest(workspace.training("ips")) is not None
+    finally:
+        away.rename(done)
+
+
+def test_a_model_is_never_joined_to_the_ids_of_another_etl(workspace: Workspace, tmp_path: Path) -> None:
+    # Last in this module: it replaces the ETL's result.
+    checkpoint = latest(workspace.training("ips"))
+    assert checkpoint is not None
+    prepare(RECIPE, workspace, logs.write(tmp_path / "other", days=3, sessions=50, seed=1))
+    spec, _ = read_etl(RECIPE, workspace)
+    with pytest.raises(TrainError, match=r"no model of this ETL run; run `sparsefeed train` first"):
+        evaluate_models(RECIPE, workspace)
+    with pytest.raises(TrainError, match=r"was trained on ETL run .*, whose ids have other rows"):
+        export_serving(RECIPE, workspace)
+    with pytest.raises(TrainError, match=r"whose ids have other rows"):
+        Scorer(spec, checkpoint).score(workspace.etl / "eval")
+    assert train_model(RECIPE, workspace).samples_per_s > 0
+    export_serving(RECIPE, workspace)

@@ -1,7 +1,7 @@
 # make demo: the whole way, logs to a ranked feed, in artifacts/report.html. make help lists the rest.
 PYTHON ?= python3
 VENV ?= .venv
-# Where the CPU build of torch comes from, if pip does not find it by itself: TORCH_FLAGS="--index-url ..."
+# PyTorch's CPU index, where pip would otherwise take the CUDA build: TORCH_FLAGS="--index-url ..."
 TORCH_FLAGS ?=
 SCALE ?= tiny
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ env: $(READY)  ## the environment in .venv, from the pins in constraints.txt
 
 # torch first and alone: whatever asks for torch later finds this build and brings no other.
 $(READY): constraints.txt pyproject.toml packaging/fbgemm-gpu/pyproject.toml
-	@echo "making the environment in $(VENV); about two minutes and 2.3 GB, once"
+	@echo "making the environment in $(VENV); some minutes and 2.3 GB, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q -c constraints.txt setuptools wheel
 	@echo "  torch" && $(BIN)/pip install -q -c constraints.txt $(TORCH_FLAGS) torch

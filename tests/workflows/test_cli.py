@@ -44,7 +44,7 @@ def test_doctor_says_what_is_there_and_why_not_the_rest() -> None:
     [
         (["etl", "--recipe", "tinny"], 'SpecError: recipe "tinny" is not there; did you mean "tiny"?'),
         (["etl"], "DataError: artifacts/logs/impressions: no day=YYYY-MM-DD/*.parquet"),
-        (["train"], "DataError: artifacts/etl: there is no finished ETL; run `sparsefeed etl` first"),
+        (["train"], "artifacts/etl: there is no finished ETL; run `sparsefeed etl` first"),
         (["eval"], "there is no finished ETL"),
         (["export"], "there is no finished ETL"),
         (["simulate", "--scale", "huge"], "Invalid value for '--scale'"),
@@ -54,7 +54,9 @@ def test_doctor_says_what_is_there_and_why_not_the_rest() -> None:
         (["rank", "--member", "m", "--posts", "p", "--overrides", "{"], "RequestError: --overrides: not JSON"),
     ],
 )
-def test_an_error_is_one_message_and_status_1_or_2_for_an_option(tmp_path: Path, words: list[str], message: str) -> None:
+def test_an_error_is_one_message_and_status_1_or_2_for_an_option(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
     done = sparsefeed(*words, cwd=tmp_path)
     assert done.returncode == (2 if "Invalid value" in message else 1), done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

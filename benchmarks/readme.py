@@ -23,7 +23,7 @@ TREES, UNWEIGHTED, OVER = "LightGBM without ids", "no weights", "predicted_over_
 LINES = (
     ("click: AUC", "quality", "click", "auc", TREES, OF_PEER),
     ("like: AUC", "quality", "like", "auc", TREES, OF_PEER),
-    ("click: log loss", "quality", "click", "log_loss", TREES, "{ratio:.3f} of {peer}'s"),
+    ("click: log loss", "quality", "click", "log_loss", TREES, "{ratio:.3f} of that of {peer}"),
     ("click: log loss", "quality", "click", "log_loss", UNWEIGHTED, "{ratio:.3f} of its own without IPS weights"),
     ("click: predicted/actual", "quality", "click", OVER, UNWEIGHTED, WEIGHTS),
     ("reshare: predicted/actual", "quality", "reshare", OVER, UNWEIGHTED, WEIGHTS),

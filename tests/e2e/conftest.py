@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparsefeed.etl.logs import LogFolder
+from sparsefeed.etl.logs import LogFolder, ReadImpressions
 from sparsefeed.etl.workflow import FeedWorkflow
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.workflows.recipe import Recipe
@@ -33,6 +33,32 @@ class Run:
     feed: FeedWorkflow
 
 
+def finish(recipe: Recipe, workspace: Workspace, logs_folder: Path, reference: Path) -> Run:
+    """ETL, training and export, and the workflow fitted once more without a cluster."""
+    prepare(recipe, workspace, logs_folder)
+    train_model(recipe, workspace)
+    bundle, _ = export_serving(recipe, workspace)
+    feed = FeedWorkflow(recipe.feed, reference)
+    opened = LogFolder.open(logs_folder, recipe.feed)
+    feed.fit(feed.dataset(opened, opened.of_days(opened.days[:-1])))
+    return Run(recipe, workspace, logs_folder, bundle, feed)
+
+
+def training_days(run: Run) -> pd.DataFrame:
+    """The training days as the workflow reads them, by time."""
+    opened = LogFolder.open(run.logs, run.recipe.feed)
+    read = ReadImpressions(run.recipe.feed, opened.actions)
+    frame = pd.concat([read(file) for file in opened.of_days(opened.days[:-1])], ignore_index=True)
+    for name in ("member_id", "post_id", "creator_id", "_surface"):
+        frame[name] = frame[name].astype(str)
+    return frame.sort_values("_time", kind="stable")
+
+
+def ports() -> dict[str, int]:
+    """Three free ports, under the names that ServingConfig has for them."""
+    return {name: free_port() for name in ("http_port", "grpc_port", "metrics_port")}
+
+
 @pytest.fixture(scope="session")
 def run(logs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """ETL on a Dask cluster, two gloo ranks, export: everything but the server."""
@@ -41,16 +67,10 @@ def run(logs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         etl=CONFIG,
         model=ModelConfig(hidden=(16, 8), cross_rank=4),
         train=TrainConfig(batch_size=64, epochs=3),
-        serving=ServingConfig(http_port=free_port(), grpc_port=free_port(), metrics_port=free_port()),
+        serving=ServingConfig(**ports()),
     )
-    workspace = Workspace(tmp_path_factory.mktemp("way"))
-    prepare(recipe, workspace, logs_folder)
-    train_model(recipe, workspace)
-    bundle, _ = export_serving(recipe, workspace)
-    feed = FeedWorkflow(recipe.feed, tmp_path_factory.mktemp("reference"))
-    opened = LogFolder.open(logs_folder, recipe.feed)
-    feed.fit(feed.dataset(opened, opened.of_days(opened.days[:-1])))
-    return Run(recipe, workspace, logs_folder, bundle, feed)
+    folder = tmp_path_factory.mktemp("way")
+    return finish(recipe, Workspace(folder), logs_folder, folder / "reference")
 
 
 @pytest.fixture(scope="session")
@@ -62,13 +82,5 @@ def server(run: Run) -> Iterator[TritonServer]:
 
 @pytest.fixture(scope="session")
 def raw(run: Run) -> pd.DataFrame:
-    """The training days as the workflow reads them, by time."""
-    from sparsefeed.etl.logs import ReadImpressions
-
-    opened = LogFolder.open(run.logs, run.recipe.feed)
-    read = ReadImpressions(run.recipe.feed, opened.actions)
-    days = [read(file) for file in opened.of_days(opened.days[:-1])]
-    frame = pd.concat(days, ignore_index=True)
-    for name in ("member_id", "post_id", "creator_id", "_surface"):
-        frame[name] = frame[name].astype(str)
-    return frame.sort_values("_time", kind="stable")
+    """The run's training days."""
+    return training_days(run)

@@ -13,7 +13,7 @@ import yaml
 
 from sparsefeed.models.bundle import open_version, verify
 from sparsefeed.workflows.recipe import load_recipe
-from tests.ports import free_port
+from tests.e2e.conftest import ports
 
 pytestmark = pytest.mark.triton
 
@@ -25,7 +25,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = {"num_sessions_per_day": 300, "num_members": 200, "num_creators": 50}
     value["simulate"] |= {**world, "num_posts_per_day": 300, "num_hashtags": 40}
     value["train"] |= {"batch_size": 1024}
-    value["serving"] |= {name: free_port() for name in ("http_port", "grpc_port", "metrics_port")}
+    value["serving"] |= ports()
     path = tmp_path_factory.mktemp("recipe") / "hundredth.yaml"
     path.write_text(yaml.safe_dump(value, sort_keys=False))
     return path

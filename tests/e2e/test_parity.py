@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,6 @@ import pytest
 
 from sparsefeed.etl.ids.id_map import IdMap
 from sparsefeed.etl.plan import ServingPlan
-from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.models.bundle import open_version
 from sparsefeed.models.calibration import Calibration
 from sparsefeed.models.torchrec.checkpoint import latest
@@ -23,36 +21,7 @@ from sparsefeed.workflows.serving.server import TritonServer
 from sparsefeed.workflows.serving.steps.overrides import NOTHING
 from sparsefeed.workflows.serving.steps.transform import RankRequest, TransformStep
 from tests.e2e.conftest import Run
-
-MEMBER = ["member_id", "member_activity"]
-POST = ["post_id", "creator_id", "hashtags", "post_age_hours", "post_length"]
-
-
-def log_rows(run: Run, raw: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Rows as a log would hold them if each member were shown the post at the snapshot's moment.
-
-    State is taken from the log with pandas, not from the snapshot: an independent account of what was last known.
-    """
-    member = raw.drop_duplicates("member_id", keep="last").set_index("member_id", drop=False)
-    post = raw.drop_duplicates("post_id", keep="last").set_index("post_id", drop=False)
-    rows = pd.concat(
-        [
-            member.loc[[m for m, _ in pairs], MEMBER].reset_index(drop=True),
-            post.loc[[p for _, p in pairs], POST].reset_index(drop=True),
-        ],
-        axis=1,
-    )
-    for name, value in (("_time", snapshot(run).as_of_ms), ("_position", 1), ("_surface", "home"), ("_random", 0)):
-        rows[name] = value
-    for response in run.recipe.feed.responses:
-        rows[f"y_{response.name}"] = np.float32(0)
-        rows[f"t_{response.name}"] = np.int64(0)
-    rows["impression_id"] = np.arange(len(rows))
-    return rows
-
-
-def snapshot(run: Run) -> Snapshot:
-    return Snapshot.load(open_version(run.workspace.bundles).snapshot)
+from tests.e2e.shown import shown
 
 
 def every_pair(raw: pd.DataFrame) -> list[tuple[str, str]]:
@@ -66,7 +35,7 @@ def transform_step(run: Run) -> TransformStep:
 
 def test_the_serving_plan_equals_the_nvtabular_workflow(run: Run, raw: pd.DataFrame) -> None:
     pairs = every_pair(raw)
-    expected = run.feed.workflow.transform(log_rows(run, raw, pairs))
+    expected = run.feed.workflow.transform(shown(run, raw, pairs))
     members = sorted({m for m, _ in pairs})
     requests = [RankRequest(m.encode(), [p.encode() for owner, p in pairs if owner == m], NOTHING) for m in members]
     plan = ServingPlan.load(open_version(run.workspace.bundles).plan)
@@ -108,7 +77,7 @@ def test_ids_at_serving_equal_ids_in_training_for_every_string(run: Run, raw: pd
 @pytest.mark.triton
 def test_served_scores_equal_the_trainers(run: Run, raw: pd.DataFrame, server: TritonServer) -> None:
     pairs = every_pair(raw)
-    table = pa.Table.from_pandas(run.feed.workflow.transform(log_rows(run, raw, pairs)), preserve_index=False)
+    table = pa.Table.from_pandas(run.feed.workflow.transform(shown(run, raw, pairs)), preserve_index=False)
     checkpoint = latest(run.workspace.training("ips"))
     assert checkpoint is not None
     logits = Scorer(run.recipe.feed, checkpoint).score_rows(Rows.from_arrow(run.recipe.feed, table))

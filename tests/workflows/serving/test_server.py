@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -81,7 +82,8 @@ def test_a_server_that_dies_at_start_shows_the_cause_from_its_log(one_bundle: Pa
     path.write_text(text.replace("/versions/b1", "/versions/gone"))
     with pytest.raises(ServeError) as caught:
         TritonServer(broken, ["b1"], config(), log_path=tmp_path / "log").start()
-    assert "ended with status 1 before it was ready" in str(caught.value)
+    # Of what it dies is Triton's affair: mostly status 1, at times a signal on its way out.
+    assert re.search(r"ended with status -?\d+ before it was ready", str(caught.value))
     assert "BundleError" in str(caught.value)
     assert "versions/gone" in str(caught.value)
     assert "| model_control_mode" not in str(caught.value)

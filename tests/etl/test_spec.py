@@ -88,6 +88,11 @@ def test_a_history_shares_its_items_table() -> None:
             "ips.position_edges: got [2, 1]; must be one or more rising",
         ),
         (lambda v: v.pop("name"), "name: missing; it must be given"),
+        (
+            lambda v: v["responses"][0].update(score_weight=float("nan")),
+            "responses[0].score_weight: got nan; input should be",
+        ),
+        (lambda v: v["features"][7].update(fill=float("inf")), "features[7].fill: got inf; input should be"),
         (lambda v: v["features"][7].update(name="keys"), 'features[7].name: "keys" is a name of the snapshot'),
         (lambda v: v["features"][7].update(name="click"), 'features[7].name: "click" is a name of the logs'),
         (lambda v: v["features"][7].update(name="y_like"), 'features[7].name: "y_like" is a name of a response'),

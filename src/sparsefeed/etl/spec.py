@@ -42,9 +42,9 @@ Side = Literal["member", "candidate"]
 
 
 class Frozen(BaseModel):
-    """Base of every declaration: immutable, unknown keys refused."""
+    """Base of every declaration: immutable; unknown keys, NaN and infinities refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Table(Frozen):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from sparsefeed.errors import BundleError, DataError, SpecError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
@@ -29,8 +28,8 @@ _SPEAKS_AGAINST = 9.21  # 99 % point of chi-squared with 2 degrees of freedom (s
 class Platt(Frozen):
     """One response's line: calibrated logit = scale * logit + shift."""
 
-    scale: float = Field(default=1.0, allow_inf_nan=False)
-    shift: float = Field(default=0.0, allow_inf_nan=False)
+    scale: float = 1.0
+    shift: float = 0.0
 
 
 class Calibration(Frozen):

@@ -39,7 +39,17 @@ from tests import logs
 __all__ = ["FIXTURES", "NAMES", "REQUEST", "SPEC", "answer", "plain", "training", "write"]
 
 FIXTURES = Path(__file__).parent / "fixtures"
-NAMES = ("spec.json", "training", "snapshot", "bundle", "lookup", "delta", "answers.json")
+NAMES = (
+    "spec.json",
+    "training",
+    "snapshot",
+    "bundle",
+    "lookup",
+    "delta",
+    "answers.json",
+    "ids_map",
+    "ids_map_rows.json",
+)
 SPEC = logs.spec(
     name="golden",
     tables=[{"name": name, "dim": 4, "tail_rows": 4} for name in ("member", "creator", "post", "hashtag")],
@@ -55,6 +65,7 @@ def write(out: Path) -> None:
     """Write every fixture of `NAMES` into a folder that has none of them."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "spec.json").write_text(SPEC.dump(), "utf-8")
+    _write_id_map(out)
     with tempfile.TemporaryDirectory() as scratch:
         etl = Path(scratch) / "etl"
         logs.write(Path(scratch) / "logs", days=DAYS, sessions=SESSIONS)
@@ -74,6 +85,19 @@ def write(out: Path) -> None:
         apply_delta(refreshed, out / "delta")
         after = answer(refreshed / "versions" / "v2")
         _write_json(out / "answers.json", {"request": REQUEST, "v1": plain(before), "v2": plain(after)})
+
+
+def _write_id_map(out: Path) -> None:
+    """A map with two strings of one key, a removed id and two added ones, and the rows it gives."""
+    strings = json.loads((FIXTURES / "ids_golden.json").read_text("utf-8"))["map"]["strings"]
+    built, late = strings[:42], strings[42:44]
+    keys, new = (hash_strings(some, SPEC.key_seed)[0] for some in (built, late))
+    id_map = IdMap.build(
+        keys, np.arange(42, 0, -1), table="post", key_seed=SPEC.key_seed, tail_rows=8, strings=pa.array(built)
+    )
+    id_map, _ = id_map.remove(keys[:1]).add(new, late)
+    id_map.save(out / "ids_map")
+    _write_json(out / "ids_map_rows.json", id_map.encode(strings).tolist())
 
 
 def training(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from sparsefeed.etl.ids import IdMap, Inverse, hash_ints, hash_strings
+from sparsefeed.etl.ids import IdMap, Inverse, KeyCounts, LastSeen, hash_ints, hash_strings
+from sparsefeed.etl.ids.admission import SPARE_IDS, candidates
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = json.loads((FIXTURES / "ids_golden.json").read_text("utf-8"))
@@ -55,6 +56,13 @@ def test_2_an_id_is_admitted_by_its_count_and_of_too_many_the_most_frequent_ties
     three = build(strings, counts, min_count=2, max_ids=3)
     by_key = sorted(["tie_1", "tie_2", "tie_3"], key=lambda s: int(keys_of(s)[0]))
     assert three.known(three.encode(["often", *by_key])).tolist() == [True, True, True, False]
+
+
+def test_2_candidates_are_the_keys_counted_often_enough_and_not_many_more_than_max_ids() -> None:
+    assert SPARE_IDS == 1024
+    counts = KeyCounts(np.arange(5_000, dtype=np.uint64), np.arange(5_000))
+    assert candidates(counts, 4_990, None).tolist() == list(range(4_990, 5_000))
+    assert candidates(counts, 2, 10).tolist() == list(range(5_000 - 10 - 1024, 5_000))
 
 
 def test_3_an_unseen_or_rare_id_is_two_plus_key_mod_t() -> None:
@@ -141,7 +149,7 @@ def test_9_looking_up_never_loads_an_inverse(tmp_path: Path) -> None:
 def test_10_a_map_is_a_header_and_arrays_named_by_their_digest(tmp_path: Path) -> None:
     build().save(tmp_path)
     header = json.loads((tmp_path / "id_map.json").read_text())
-    assert (header["format"], header["key_seed"], header["num_rows"]) == ("sparsefeed.id_map/1", SEED, FIRST + 100)
+    assert (header["format"], header["key_seed"], header["num_rows"]) == ("sparsefeed.id_map/2", SEED, FIRST + 100)
     for name, entry in header["arrays"].items():
         content = (tmp_path / entry["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
@@ -163,7 +171,8 @@ def test_10_a_reader_sees_the_old_map_or_the_new_one(tmp_path: Path) -> None:
 
 def test_10_a_map_written_by_an_earlier_version_is_still_read() -> None:
     golden = IdMap.load(FIXTURES / "ids_map", mmap=False)
-    assert golden.encode(GOLDEN["map"]["strings"]).tolist() == GOLDEN["map"]["rows"]
+    rows = json.loads((FIXTURES / "ids_map_rows.json").read_text("utf-8"))
+    assert golden.encode(GOLDEN["map"]["strings"]).tolist() == rows
 
 
 def test_11_capacity_is_the_smallest_64_times_a_power_of_two_and_bounds_every_row() -> None:
@@ -174,6 +183,18 @@ def test_11_capacity_is_the_smallest_64_times_a_power_of_two_and_bounds_every_ro
     grown, rows = build(IDS[:54]).add(keys_of("one more"))
     assert rows.max() == 64
     assert grown.capacity_rows == 128
+
+
+def test_12_ids_unseen_since_a_day_are_pruned_and_a_fold_changes_nothing(tmp_path: Path) -> None:
+    today = 20_000
+    older, newer = LastSeen.of(keys_of(*IDS[:60]), today - 9), LastSeen.of(keys_of(*IDS[50:90]), today)
+    last_seen = older.merge(newer)
+    assert last_seen.keys.nbytes + last_seen.days.nbytes == 12 * 90
+    last_seen.save(tmp_path)
+    assert (tmp_path / "last_seen.json").exists()
+    for id_map in (build(), build().fold()[0]):
+        pruned = id_map.remove(LastSeen.load(tmp_path).unseen_since(today - 7))
+        assert pruned.known(pruned.encode(IDS)).tolist() == [False] * 50 + [True] * 50  # the last ten are not listed
 
 
 def test_the_core_imports_numpy_pyarrow_and_numba_alone() -> None:

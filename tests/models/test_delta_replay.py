@@ -179,7 +179,7 @@ def test_a_delta_json_that_does_not_fit_is_refused(site: Site, changes: dict[str
         ("ids/post.upserts.npy", np.array([1, 2], np.uint64), "1 rows; must be one for each of 2 keys"),
         ("ids/post.upserts.npy", KEYS[3:4], "both an upsert and a delete"),
         ("ids/post.deletes.npy", np.array([1, 1], np.uint64), "no two alike"),
-        ("ids/post.upsert_rows.npy", np.array([2]), "row 2 is another id's"),
+        ("ids/post.upsert_rows.npy", np.array([2]), r"row 2 can't be an id's; allowed: 6 \(below"),
         ("ids/post.upsert_rows.npy", np.array([FIRST_ROW]), "row 6 is another id's; allowed: rows from 26 on"),
         ("ids/post.upsert_rows.npy", np.array([64]), "row 64 is not below its capacity_rows, 64"),
         ("ids/posts.deletes.npy", np.array([7], np.uint64), r"posts\.upsert"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.ids.array_folder import read_array_folder, write_array_folder
+from sparsefeed.etl.ids.array_folder import read_array_folder, sha256_of_header, write_array_folder
 
 LARGE = np.arange(200_000)  # 1.6 MB: beyond what is digested on every opening
 
@@ -140,9 +141,28 @@ def test_pickled_objects_are_refused(tmp_path: Path) -> None:
     file = next(tmp_path.glob("a-*.npy"))
     np.save(file, np.array([{}], object), allow_pickle=True)
     header = json.loads((tmp_path / "x.json").read_text())
-    import hashlib
-
     header["arrays"]["a"].update(bytes=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
-    (tmp_path / "x.json").write_text(json.dumps(header))
+    (tmp_path / "x.json").write_text(json.dumps({**header, "sha256": sha256_of_header(header)}))
     with pytest.raises(IdError, match="not a npy array"):
         read(tmp_path, mmap=False)
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path: Path) -> None:
+    np.save(tmp_path / "embeddings.npy", np.arange(3))
+    write_array_folder(tmp_path, "y.json", {"format": "y/1"}, {"a": np.arange(4)})
+    for version in range(3):
+        write(tmp_path, a=np.arange(version))
+    assert read_array_folder(tmp_path, "y.json", "y/1", True)[1]["a"].tolist() == [0, 1, 2, 3]
+    assert read(tmp_path)[1]["a"].tolist() == [0, 1]
+    assert sorted(p.name[:1] for p in tmp_path.iterdir()) == ["a", "a", "e", "x", "y"]
+
+
+def test_another_kind_in_the_folder_is_named(tmp_path: Path) -> None:
+    write_array_folder(tmp_path, "y.json", {"format": "y/1"}, {})
+    with pytest.raises(IdError, match=r"x.json: cannot be read .* the folder holds y.json; give the folder"):
+        read(tmp_path)
+
+
+def test_a_folder_may_be_given_as_text(tmp_path: Path) -> None:
+    write_array_folder(str(tmp_path), "x.json", {"format": "x/1"}, {"a": np.arange(2)})
+    assert read_array_folder(str(tmp_path), "x.json", "x/1", True)[1]["a"].tolist() == [0, 1]

@@ -14,17 +14,6 @@ def keys() -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_rows_are_the_function_where_the_fingerprint_agrees_and_the_tail_elsewhere(keys: np.ndarray, bits: int) -> None:
-    base = Base.build(keys, bits)
-    asked = np.concatenate([keys, np.random.default_rng(1).integers(0, 2**64, 80_001, np.uint64)])
-    positions = base.function.query(asked)
-    agree = base.fingerprints[positions] == asked.astype(base.fingerprints.dtype)
-    expected = np.where(agree, positions + 100, 2 + (asked % np.uint64(7)).astype(np.int64))
-    assert (base.rows(asked, 100, 2, 7) == expected).all()
-    assert agree[: len(keys)].all()
-
-
-@pytest.mark.parametrize("bits", BITS)
 def test_exact_positions_take_no_stranger_in(keys: np.ndarray, bits: int) -> None:
     base = Base.build(keys, bits)
     assert (base.keys[base.positions(keys)] == keys).all()
@@ -35,8 +24,8 @@ def test_fingerprints_of_64_bits_are_the_keys_and_not_written_twice(keys: np.nda
     base = Base.build(keys, 64)
     assert base.fingerprints is base.keys
     assert "fingerprints" not in base.arrays()
-    again = Base.from_arrays(base.arrays(), base.function.seed, 64)
-    assert (again.rows(keys, 9, 2, 7) == base.rows(keys, 9, 2, 7)).all()
+    again = Base.load(base.header(), base.arrays(), 64)
+    assert (again.positions(keys) == base.positions(keys)).all()
 
 
 @pytest.mark.parametrize(
@@ -44,19 +33,25 @@ def test_fingerprints_of_64_bits_are_the_keys_and_not_written_twice(keys: np.nda
     [
         {"keys": np.zeros(3, np.uint64)},
         {"fingerprints": np.zeros(100, np.uint8)},
+        {"fingerprints": np.zeros((100, 1), np.uint16)},
         {"pilots": np.zeros(7, np.uint16)},
+        {"pilots": np.zeros(0, np.uint8)},
         {"spill": np.zeros(0, np.uint16)},
-        {"parts": np.zeros((1, 3), np.uint64)},
-        {"parts": np.array([[200, 0, 0], [100, 3, 0]], np.uint64)},
+        {"spill_bases": np.zeros(0, np.uint64)},
     ],
 )
 def test_arrays_that_do_not_fit_each_other_are_refused(change: dict[str, np.ndarray]) -> None:
     base = Base.build(np.arange(100, dtype=np.uint64), 16)
     with pytest.raises(ValueError, match="do not fit"):
-        Base.from_arrays({**base.arrays(), **change}, 0, 16)
+        Base.load(base.header(), {**base.arrays(), **change}, 16)
 
 
-def test_a_base_of_no_keys_sends_all_to_the_tail() -> None:
-    base = Base.build(np.empty(0, np.uint64), 16)
-    assert base.rows(np.array([0, 8, 2**64 - 1], np.uint64), 9, 2, 7).tolist() == [2, 3, 2 + (2**64 - 1) % 7]
-    assert base.positions(np.array([1], np.uint64)).tolist() == [-1]
+@pytest.mark.parametrize("change", [{"num_keys": 99}, {"num_parts": 0}, {"slots_per_part": 64}, {"seed": -1}])
+def test_numbers_that_do_not_fit_the_arrays_are_refused(change: dict[str, int]) -> None:
+    base = Base.build(np.arange(100, dtype=np.uint64), 16)
+    with pytest.raises(ValueError, match="do not fit"):
+        Base.load({**base.header(), **change}, base.arrays(), 16)
+
+
+def test_a_base_of_no_keys_knows_none() -> None:
+    assert Base.build(np.empty(0, np.uint64), 16).positions(np.array([1], np.uint64)).tolist() == [-1]

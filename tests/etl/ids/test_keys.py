@@ -53,8 +53,8 @@ def test_every_length_takes_its_path_through_the_hash_rightly(length: int) -> No
     assert hash_strings([string], 99)[0][0] == xxhash.xxh64_intdigest(string.encode(), 99)
 
 
-def test_enough_strings_for_several_threads_hash_as_one_by_one() -> None:
-    strings = [f"post_{i}" for i in range(200_000)]
+def test_a_million_strings_hash_on_several_threads_as_the_library_does_one_by_one() -> None:
+    strings = [f"post_{i}" for i in range(1_000_000)]
     keys, valid = hash_strings(pa.array(strings), 3)
     assert keys.tolist() == [xxhash.xxh64_intdigest(s.encode(), 3) for s in strings]
     assert valid.all()
@@ -110,5 +110,5 @@ def test_integers_of_any_width_hash_alike() -> None:
 
 
 def test_fractions_are_refused() -> None:
-    with pytest.raises(IdError, match="float64; allowed: integers"):
+    with pytest.raises(IdError, match=r"float64 .*; allowed: integers"):
         hash_ints(np.array([1.5]), 0)

@@ -6,6 +6,7 @@ from sparsefeed.etl.ids.counts import KeyCounts
 from sparsefeed.etl.ids.id_map import FIRST_TAIL_ROW, NULL_ROW, PADDING_ROW, IdMap
 from sparsefeed.etl.ids.inverse import Inverse
 from sparsefeed.etl.ids.keys import hash_ints, hash_strings
+from sparsefeed.etl.ids.last_seen import LastSeen
 from sparsefeed.etl.ids.mph import MinimalPerfectHash
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "IdMap",
     "Inverse",
     "KeyCounts",
+    "LastSeen",
     "MinimalPerfectHash",
     "hash_ints",
     "hash_strings",

@@ -6,13 +6,16 @@ chooses ids can make them; so they are listed, completely, when the map is built
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from sparsefeed.etl.ids.keys import Strings
+from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW
 
 __all__ = ["Exceptions", "string_at"]
 
@@ -27,6 +30,15 @@ class Exceptions:
 
     by_key: Mapping[int, Mapping[bytes, int]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, strings: Mapping[int, Sequence[bytes]], first_rows: Sequence[int], num_rows: int) -> Exceptions:
+        """Give rows to the strings of each key: its own row to the first, new ones from num_rows on to the others."""
+        by_key = {}
+        for (key, same), row in zip(strings.items(), first_rows, strict=True):
+            by_key[key] = dict(zip(same, [row, *range(num_rows, num_rows + len(same) - 1)], strict=True))
+            num_rows += len(same) - 1
+        return cls(by_key)
+
     def __bool__(self) -> bool:
         return bool(self.by_key)
 
@@ -38,6 +50,19 @@ class Exceptions:
     def mask(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Tell which keys are listed: bool [len(keys)]."""
         return np.isin(keys, np.array(list(self.by_key), np.uint64))
+
+    def tell_apart(
+        self,
+        keys: NDArray[np.uint64],
+        valid: NDArray[np.bool_],
+        strings: Strings,
+        rows: NDArray[np.int64],
+        tail_rows: int,
+    ) -> None:
+        """Overwrite the rows of strings whose key is listed; the tail's for one that is not itself."""
+        for i in np.flatnonzero(self.mask(keys) & valid) if self else ():
+            key = int(keys[i])
+            rows[i] = self.by_key[key].get(string_at(strings, int(i)), FIRST_TAIL_ROW + key % tail_rows)
 
     def without(self, keys: NDArray[np.uint64]) -> Exceptions:
         """Leave these keys out."""

@@ -1,43 +1,54 @@
 """Strings to rows of one embedding table, no two admitted ids alike (docs/contracts/ids.md).
 
 Rows: 0 padding, 1 null, [2, 2 + T) the hashed tail for rare and unseen ids, then one row per admitted id.
-Three levels answer a lookup: the exact overlay (what changed since the build), the base (a minimal perfect
-hash with fingerprints), the tail. Strings whose 64-bit keys are equal are told apart by a list of exceptions.
+Three levels answer a lookup: the exact overlay (what changed since the build), the base (a minimal perfect hash with
+fingerprints), the tail. Strings whose 64-bit keys are equal are told apart by a list of exceptions.
 
     id_map = IdMap.build(keys, counts, table="post", key_seed=0, tail_rows=64, min_count=5)
     rows = id_map.encode(strings)                  # int64
-    id_map, new_rows = id_map.add(new_keys)        # a map is a value: changes give a new one
+    id_map, new_rows = id_map.add(new_keys)
 
 A map is a value: `add`, `remove` and `upsert` return a new one that shares the base, so a server swaps maps
-by one assignment and never sees half a change. A map loaded from a folder pickles as that folder's path.
+by one assignment and never sees half a change. A map loaded from a folder pickles as that folder's path and opens
+as that very version or not at all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.ids.admission import admit, groups_of_equal_keys
-from sparsefeed.etl.ids.array_folder import read_array_folder, write_array_folder
+from sparsefeed.etl.ids.admission import (
+    admit,
+    check_strings,
+    checked_counts,
+    checked_number,
+    checked_rows,
+    colliding_strings,
+    groups_of_equal_keys,
+)
 from sparsefeed.etl.ids.base import Base
+from sparsefeed.etl.ids.device_strings import DeviceArray, DeviceStrings, is_on_device
 from sparsefeed.etl.ids.exceptions import Exceptions, string_at
-from sparsefeed.etl.ids.keys import Strings, hash_strings
-from sparsefeed.etl.ids.overlay import TOMBSTONE, Overlay
+from sparsefeed.etl.ids.keys import Ints, Strings, checked_keys, checked_valid, hash_strings
+from sparsefeed.etl.ids.map_file import NUMBERS, read_map, write_map
+from sparsefeed.etl.ids.output import output
+from sparsefeed.etl.ids.overlay import ABSENT, TOMBSTONE, Overlay
+from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW, NULL_ROW, PADDING_ROW, Probe
+
+if TYPE_CHECKING:
+    from sparsefeed.etl.ids.device import DeviceMap
 
 __all__ = ["FIRST_TAIL_ROW", "NULL_ROW", "PADDING_ROW", "IdMap"]
 
-PADDING_ROW = 0
-NULL_ROW = 1
-FIRST_TAIL_ROW = 2
-_FORMAT = "sparsefeed.id_map/1"
-_HEADER = "id_map.json"
 _FINGERPRINT_BITS = (8, 16, 32, 64)
 
 
@@ -56,6 +67,7 @@ class IdMap:
         overlay: what changed since.
         exceptions: admitted strings whose keys are equal.
         folder: where it was loaded from, if it was.
+        digest: of the header there.
     """
 
     table: str
@@ -68,6 +80,7 @@ class IdMap:
     overlay: Overlay
     exceptions: Exceptions
     folder: Path | None = None
+    digest: str | None = None
 
     @classmethod
     def build(
@@ -99,25 +112,25 @@ class IdMap:
         Raises:
             IdError: an id is given twice, lengths differ, or a number is out of range.
         """
+        where = f"ids/{table}"
         if fingerprint_bits not in _FINGERPRINT_BITS:
-            raise IdError(f"ids/{table}: fingerprint_bits is {fingerprint_bits}; allowed: 8, 16, 32, 64")
-        if tail_rows < 1:
-            raise IdError(f"ids/{table}: tail_rows is {tail_rows}; unseen ids need at least 1 row to share")
-        keys = np.ascontiguousarray(keys, np.uint64)
-        if len(counts) != len(keys) or (strings is not None and len(strings) != len(keys)):
-            num_strings = "" if strings is None else f" and {len(strings)} strings"
-            raise IdError(f"ids/{table}: {len(keys)} keys, {len(counts)} counts{num_strings}; give one of each per id")
-        groups = groups_of_equal_keys(keys, strings, f"ids/{table}")
-        admitted = admit(keys, np.asarray(counts, np.int64), min_count, max_ids)
-        collisions: dict[int, list[bytes]] = {}
-        if groups:
-            chosen = set(admitted.tolist())
-            for key, members in groups.items():
-                named = [(-int(counts[i]), string_at(strings, i)) for i in members if i in chosen]
-                if len(named) > 1:
-                    collisions[key] = [string for _, string in sorted(named)]
-        unique = np.unique(keys[admitted]) if collisions else keys[admitted]
-        return cls._assemble(unique, collisions, table, key_seed, tail_rows, fingerprint_bits)
+            raise IdError(f"{where}: fingerprint_bits is {fingerprint_bits}; allowed: 8, 16, 32, 64")
+        tail_rows = checked_number("tail_rows", tail_rows, 1, 2**31, where)
+        key_seed = checked_number("key_seed", key_seed, 0, 2**64 - 1, where)
+        max_ids = None if max_ids is None else checked_number("max_ids", max_ids, 1, 2**63, where)
+        keys = checked_keys(keys)
+        counts = checked_counts(counts, len(keys), where)
+        if strings is not None:
+            check_strings(keys, hash_strings(strings, key_seed), where)
+        options = (table, key_seed, tail_rows, int(fingerprint_bits))
+        if len(keys) <= (len(keys) if max_ids is None else max_ids) and (counts >= min_count).all():
+            try:  # nothing to leave out, so nothing to copy
+                return cls._assemble(keys, {}, *options)
+            except IdError:  # keys repeat: the strings decide
+                pass
+        admitted = admit(keys, counts, min_count, max_ids)
+        collisions = colliding_strings(keys, counts, strings, admitted, where)
+        return cls._assemble(np.unique(keys[admitted]) if collisions else keys[admitted], collisions, *options)
 
     @classmethod
     def _assemble(
@@ -132,14 +145,9 @@ class IdMap:
         """Make a map of unique keys; the first string of a collision takes the key's row, the others new ones."""
         base = Base.build(keys, fingerprint_bits)
         first_row = FIRST_TAIL_ROW + tail_rows
-        num_rows = first_row + len(keys)
-        exceptions = Exceptions()
-        for key, strings in collisions.items():
-            row = first_row + int(base.positions(np.array([key], np.uint64))[0])
-            exceptions = exceptions.extended(
-                key, dict(zip(strings, [row, *range(num_rows, num_rows + len(strings) - 1)], strict=True))
-            )
-            num_rows += len(strings) - 1
+        first_rows = first_row + base.positions(np.array(list(collisions), np.uint64))
+        exceptions = Exceptions.of(collisions, first_rows.tolist(), first_row + len(keys))
+        num_rows = first_row + len(keys) + exceptions.num_extra
         return cls(
             table=table,
             key_seed=key_seed,
@@ -151,10 +159,6 @@ class IdMap:
             overlay=Overlay.empty(),
             exceptions=exceptions,
         )
-
-    @property
-    def _where(self) -> str:
-        return f"ids/{self.table}"
 
     @property
     def first_row(self) -> int:
@@ -169,38 +173,84 @@ class IdMap:
             capacity *= 2
         return capacity
 
-    def lookup(self, keys: NDArray[np.uint64], valid: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    @cached_property
+    def probe(self) -> Probe:
+        """What a lookup reads, as kernels take it."""
+        return Probe(
+            self.base.function.function,
+            self.base.fingerprints,
+            self.overlay.entries,
+            self.overlay.filter,
+            np.uint64(self.key_seed),
+            np.uint64(self.tail_rows),
+            np.uint64(self.num_rows),
+        )
+
+    @cached_property
+    def on_device(self) -> DeviceMap:
+        """The same lookups in a GPU's memory; what they read is uploaded the first time."""
+        from sparsefeed.etl.ids.device import DeviceMap  # imports CUDA
+
+        return DeviceMap.of(self)
+
+    @property
+    def lookup_bytes(self) -> int:
+        """Bytes that lookups read."""
+        return self.base.nbytes + self.overlay.nbytes
+
+    def lookup(
+        self, keys: NDArray[np.uint64], valid: NDArray[np.bool_] | None = None, out: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         """Rows of keys: int64 [n], each in [1, num_rows); row 1 where not valid.
 
         Args:
             keys: uint64 [n].
             valid: bool [n]; None: all are.
+            out: int64 [n], written and returned; None: a new array, which costs many keys as much as their lookup.
         """
-        keys = np.ascontiguousarray(keys, np.uint64)
-        rows = self.base.rows(keys, self.first_row, FIRST_TAIL_ROW, self.tail_rows)
-        self.overlay.apply(keys, rows, FIRST_TAIL_ROW, self.tail_rows)
+        if is_on_device(keys):
+            return self.on_device.lookup(keys, valid, out)  # type: ignore[no-any-return]
+        keys = checked_keys(keys)
+        rows = output(out, len(keys), keys)
+        self.probe.of_keys(keys, rows)
         if valid is not None:
-            rows[~valid] = NULL_ROW
+            rows[~checked_valid(valid, len(rows))] = NULL_ROW
         return rows
 
-    def encode(self, strings: Strings) -> NDArray[np.int64]:
-        """Rows of strings: int64 [n]; null and empty ones are row 1; takes what `hash_strings` takes."""
-        keys, valid = hash_strings(strings, self.key_seed)
-        rows = self.lookup(keys, valid)
+    def encode(
+        self, ids: Strings | Ints | DeviceStrings | DeviceArray, out: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Rows of ids: int64 [n]; null and empty strings are row 1.
+
+        Args:
+            ids: what `hash_strings` takes, or a numpy array of integers; a table's ids are all strings or all integers.
+            out: int64 [n], written and returned; None: a new array.
+        """
+        if is_on_device(ids):
+            return self.on_device.encode(ids, out)  # type: ignore[no-any-return]
+        if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
+            rows = output(out, len(ids), ids)
+            self.probe.of_ints(ids, rows)
+            return rows
         if self.exceptions:
-            self._tell_apart(keys, valid, strings, rows)
-        return rows
+            keys, valid = hash_strings(ids, self.key_seed)
+            rows = self.lookup(keys, valid)
+            self.exceptions.tell_apart(keys, valid, ids, rows, self.tail_rows)
+        else:
+            rows = self.probe.of_strings(ids)
+        if out is None:
+            return rows
+        output(out, len(rows), ids)[:] = rows
+        return out
 
     def own_rows(self, strings: Strings) -> NDArray[np.int64]:
         """Exact rows of strings: int64 [n], -1 for an id without a row of its own.
 
-        Unlike `encode` it never takes an unseen id for an admitted one, but it reads the keys file, which serving
-        leaves on the disk.
+        Unlike `encode` it never takes an unseen id for an admitted one, but it reads the keys, which serving does not.
         """
         keys, valid = hash_strings(strings, self.key_seed)
         rows = self._rows_of_admitted(keys)
-        if self.exceptions:
-            self._tell_apart(keys, valid, strings, rows)
+        self.exceptions.tell_apart(keys, valid, strings, rows, self.tail_rows)
         return np.where(valid & (rows >= self.first_row), rows, -1)
 
     def known(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -224,8 +274,10 @@ class IdMap:
         Raises:
             IdError: an id is given twice.
         """
-        keys = np.ascontiguousarray(keys, np.uint64)
-        groups = groups_of_equal_keys(keys, strings, self._where)
+        keys = checked_keys(keys)
+        if strings is not None:
+            check_strings(keys, hash_strings(strings, self.key_seed), f"ids/{self.table}")
+        groups = groups_of_equal_keys(keys, strings, f"ids/{self.table}")
         rows = self._rows_of_admitted(keys)
         extra = np.zeros(len(keys), np.bool_)  # strings that share a key with another one
         if strings is not None and self.exceptions:
@@ -245,16 +297,8 @@ class IdMap:
                 first = groups[key][0]
                 exceptions = exceptions.extended(key, {string_at(strings, first): int(rows[first])})
             exceptions = exceptions.extended(key, {string_at(strings, int(i)): int(rows[i])})
-        num_extra = int(np.count_nonzero(extra))
-        return (
-            replace(
-                result,
-                num_rows=self.num_rows + int(np.count_nonzero(new)),
-                num_admitted=result.num_admitted + num_extra,
-                exceptions=exceptions,
-            ),
-            rows,
-        )
+        num_rows, num_admitted = self.num_rows + int(new.sum()), result.num_admitted + int(extra.sum())
+        return replace(result, num_rows=num_rows, num_admitted=num_admitted, exceptions=exceptions), rows
 
     def upsert(self, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> IdMap:
         """Put keys at given rows, as a delta does.
@@ -266,27 +310,26 @@ class IdMap:
         Raises:
             IdError: a key or row stands twice, or a row is another's.
         """
-        keys, rows = np.ascontiguousarray(keys, np.uint64), np.asarray(rows, np.int64)
-        if len(keys) != len(rows):
-            raise IdError(f"{self._where}: {len(keys)} keys for {len(rows)} rows; give one row per key")
-        groups_of_equal_keys(keys, None, self._where)
+        keys = checked_keys(keys)
+        rows = checked_rows(rows, len(keys), self.first_row, f"ids/{self.table}")
+        groups_of_equal_keys(keys, None, f"ids/{self.table}")
         own = self._rows_of_admitted(keys)
         taken = (rows < self.num_rows) & (rows != own)
         if taken.any() or len(np.unique(rows)) < len(rows):
             row = rows[taken][0] if taken.any() else Counter(rows.tolist()).most_common(1)[0][0]
             raise IdError(
-                f"{self._where}: row {row} is another id's; allowed: rows from {self.num_rows} on, each once; "
+                f"ids/{self.table}: row {row} is another id's; allowed: rows from {self.num_rows} on, each once; "
                 "apply a delta to the map it was made from"
             )
-        return self._changed(
-            keys, rows, int(np.count_nonzero(own < 0)), max(self.num_rows, int(rows.max(initial=0)) + 1)
-        )
+        num_rows = max(self.num_rows, int(rows.max(initial=0)) + 1)
+        new = rows != own  # an id that keeps its row keeps its exceptions too
+        return self._changed(keys[new], rows[new], int(np.count_nonzero(own < 0)), num_rows)
 
     def remove(self, keys: NDArray[np.uint64]) -> IdMap:
-        """Send these keys to the tail; their rows stay empty until the next fold. Removing twice is no error."""
-        keys = np.unique(np.asarray(keys, np.uint64))
-        num_gone = int(np.count_nonzero(self._rows_of_admitted(keys) >= 0))
-        return self._changed(keys, np.full(len(keys), TOMBSTONE, np.int64), -num_gone, self.num_rows)
+        """Send these keys to the tail; their rows stay empty until the next fold. One without a row is no error."""
+        keys = np.unique(checked_keys(keys))
+        keys = keys[self._rows_of_admitted(keys) >= 0]
+        return self._changed(keys, np.full(len(keys), TOMBSTONE, np.int64), -len(keys), self.num_rows)
 
     def fold(self) -> tuple[IdMap, NDArray[np.int64]]:
         """Build a new base of what is admitted now, without tombstones and with an empty overlay.
@@ -310,72 +353,37 @@ class IdMap:
                 old_row[row] = self.exceptions.by_key[key][string]
         return folded, old_row
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write the map; a reader of the folder meanwhile sees the old one or the new one."""
-        header = {
-            "format": _FORMAT,
-            "table": self.table,
-            "key_seed": self.key_seed,
-            "tail_rows": self.tail_rows,
-            "fingerprint_bits": self.fingerprint_bits,
-            "num_rows": self.num_rows,
-            "num_admitted": self.num_admitted,
-            "base_seed": self.base.function.seed,
-            "exceptions": self.exceptions.to_json(),
-        }
-        overlay = {"overlay_keys": self.overlay.keys, "overlay_rows": self.overlay.rows}
-        write_array_folder(folder, _HEADER, header, {**self.base.arrays(), **overlay})
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        write_map(folder, numbers, self.base, self.overlay, self.exceptions)
 
     @classmethod
-    def load(cls, folder: Path, mmap: bool = True) -> IdMap:
+    def load(cls, folder: Path | str, mmap: bool = True, digest: str | None = None) -> IdMap:
         """Open a saved map.
 
         Args:
             folder: as given to `save`.
-            mmap: map the arrays, so that processes share them and only what is looked up is read. Sizes are always
-                checked, the digests of files over 1 MiB only without mmap: to verify a whole map, load it so.
+            mmap: map the arrays, so that processes share them and only what is looked up is read; without it the
+                digests of files over 1 MiB are checked too.
+            digest: of the header, where it must be that very version.
 
         Raises:
-            IdError: the folder is not there, of another format, incomplete, truncated or altered.
+            IdError: the folder is not there, of another format or version, incomplete, truncated or altered.
         """
-        header, arrays = read_array_folder(folder, _HEADER, _FORMAT, mmap)
-        try:
-            return cls(
-                table=header["table"],
-                key_seed=header["key_seed"],
-                tail_rows=header["tail_rows"],
-                fingerprint_bits=header["fingerprint_bits"],
-                num_rows=header["num_rows"],
-                num_admitted=header["num_admitted"],
-                base=Base.from_arrays(arrays, header["base_seed"], header["fingerprint_bits"]),
-                overlay=Overlay(arrays["overlay_keys"], arrays["overlay_rows"]),
-                exceptions=Exceptions.from_json(header["exceptions"]),
-                folder=folder,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise IdError(
-                f"{folder / _HEADER}: cannot be meant ({error!r}); restore the folder from its bundle"
-            ) from error
+        return cls(**read_map(folder, mmap, digest))
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:
-            return type(self).load, (self.folder,)
+            return type(self).load, (self.folder, True, self.digest)
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def _rows_of_admitted(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Find the exact rows of keys, -1 for one that is not admitted."""
         positions = self.base.positions(keys)
+        changed = self.overlay.rows(keys)
         rows = np.where(positions >= 0, positions + self.first_row, -1)
-        self.overlay.apply(keys, rows, FIRST_TAIL_ROW, self.tail_rows)
-        return np.where(rows >= self.first_row, rows, -1)
-
-    def _tell_apart(
-        self, keys: NDArray[np.uint64], valid: NDArray[np.bool_], strings: Strings, rows: NDArray[np.int64]
-    ) -> None:
-        """Overwrite the rows of strings whose key is among the exceptions."""
-        for i in np.flatnonzero(self.exceptions.mask(keys) & valid):
-            key = int(keys[i])
-            rows[i] = self.exceptions.by_key[key].get(string_at(strings, int(i)), FIRST_TAIL_ROW + key % self.tail_rows)
+        return np.where(changed == ABSENT, rows, np.maximum(changed, -1))
 
     def _changed(self, keys: NDArray[np.uint64], rows: NDArray[np.int64], num_more: int, num_rows: int) -> IdMap:
         exceptions = self.exceptions.without(keys)
@@ -386,4 +394,5 @@ class IdMap:
             num_rows=num_rows,
             num_admitted=self.num_admitted + num_more + exceptions.num_extra - self.exceptions.num_extra,
             folder=None,
+            digest=None,
         )

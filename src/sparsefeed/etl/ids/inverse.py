@@ -48,6 +48,8 @@ class Inverse:
             strings: at least all admitted ones, in any order; others (rare, unseen, null) are left out. Rows whose
                 string is not among them decode to null.
         """
+        if not isinstance(strings, pa.Array | pa.ChunkedArray):
+            strings = pa.array(strings, pa.large_string(), from_pandas=True)
         if isinstance(strings, pa.ChunkedArray):
             strings = pa.concat_arrays(strings.chunks) if strings.num_chunks else pa.array([], pa.large_string())
         if pa.types.is_dictionary(strings.type):
@@ -81,21 +83,32 @@ class Inverse:
         if num_strings == 0:
             return pa.nulls(len(rows), pa.string())
         known = (rows >= self.first_row) & (self.offsets[places + 1] > self.offsets[places])
+        starts, stops = self.offsets[places[known]], self.offsets[places[known] + 1]
+        if ((starts < 0) | (stops > len(self.data))).any():
+            raise IdError(f"inverse/{self.table}: offsets lie outside the data; restore it from its bundle")
         strings = pa.LargeStringArray.from_buffers(num_strings, pa.py_buffer(self.offsets), pa.py_buffer(self.data))
-        return strings.take(pa.array(places, mask=~known)).cast(pa.string())
+        taken = strings.take(pa.array(places, mask=~known))
+        try:
+            taken.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise IdError(f"inverse/{self.table}: no text ({error}); restore it from its bundle") from error
+        return taken.cast(pa.string())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write the inverse; a reader of the folder meanwhile sees the old one or the new one."""
         header = {"format": _FORMAT, "table": self.table, "first_row": self.first_row}
         write_array_folder(folder, _HEADER, header, {"offsets": self.offsets, "data": self.data})
 
     @classmethod
-    def load(cls, folder: Path, mmap: bool = True) -> Inverse:
+    def load(cls, folder: Path | str, mmap: bool = True) -> Inverse:
         """Open a saved inverse; IdError if it is not there, of another format, incomplete, truncated or altered."""
         header, arrays = read_array_folder(folder, _HEADER, _FORMAT, mmap)
         try:
-            return cls(header["table"], header["first_row"], arrays["offsets"], arrays["data"])
-        except KeyError as error:
+            offsets, data = arrays["offsets"], arrays["data"]
+            if offsets.dtype != np.int64 or data.dtype != np.uint8 or offsets.ndim != 1 or data.shape != (offsets[-1],):
+                raise ValueError("offsets and data do not fit each other")
+            return cls(header["table"], header["first_row"], offsets, data)
+        except (KeyError, ValueError, IndexError) as error:
             raise IdError(
-                f"{folder / _HEADER}: {error} is missing; restore the whole folder from its bundle"
+                f"{Path(folder) / _HEADER}: cannot be meant ({error!r}); restore the folder from its bundle"
             ) from error

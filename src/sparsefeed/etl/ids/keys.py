@@ -7,7 +7,7 @@ once per dictionary value and then gathered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,19 +16,26 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.kernels.intrinsics import load_uint64
+from sparsefeed.etl.ids.xxh64 import xxh64, xxh64_of_word
 from sparsefeed.etl.kernels.threads import over_slices
 
-__all__ = ["Strings", "hash_ints", "hash_strings"]
+__all__ = [
+    "Ints",
+    "Strings",
+    "checked_keys",
+    "checked_valid",
+    "hash_ints",
+    "hash_strings",
+    "hash_words",
+    "over_strings",
+    "words_of",
+]
 
-_PRIME_1 = np.uint64(0x9E3779B185EBCA87)
-_PRIME_2 = np.uint64(0xC2B2AE3D27D4EB4F)
-_PRIME_3 = np.uint64(0x165667B19E3779F9)
-_PRIME_4 = np.uint64(0x85EBCA77C2B2AE63)
-_PRIME_5 = np.uint64(0x27D4EB2F165667C5)
 _MIN_SLICE = 1 << 16  # strings per thread below which starting a thread costs more than it saves
 
 Strings: TypeAlias = "pa.Array | pa.ChunkedArray | Sequence[str | bytes | None] | NDArray[Any]"
+Ints: TypeAlias = "NDArray[np.integer[Any]]"
+_Columns: TypeAlias = "tuple[NDArray[Any], ...]"
 
 
 def hash_strings(values: Strings, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -36,7 +43,8 @@ def hash_strings(values: Strings, seed: int) -> tuple[NDArray[np.uint64], NDArra
 
     Args:
         values: n strings: an Arrow array or chunked array (string, large_string, binary, large_binary, or a
-            dictionary of one of them; sliced or not), or a list or object array of str, bytes or None.
+            dictionary of one of them; sliced or not), a pandas or polars Series, or a list or object array of str,
+            bytes or None.
         seed: the spec's `key_seed`, in [0, 2^64).
 
     Returns:
@@ -46,31 +54,20 @@ def hash_strings(values: Strings, seed: int) -> tuple[NDArray[np.uint64], NDArra
     Raises:
         IdError: values of another type.
     """
-    if isinstance(values, pa.ChunkedArray):
-        parts = [hash_strings(chunk, seed) for chunk in values.chunks]
-        if len(parts) == 1:
-            return parts[0]
-        empty_keys, empty_valid = np.empty(0, np.uint64), np.empty(0, np.bool_)
-        return np.concatenate([empty_keys, *(k for k, _ in parts)]), np.concatenate(
-            [empty_valid, *(v for _, v in parts)]
+
+    def of_buffers(data: NDArray[np.uint8], offsets: NDArray[Any]) -> _Columns:
+        num = len(offsets) - 1
+        keys, valid = np.empty(num, np.uint64), np.empty(num, np.bool_)
+        over_slices(
+            lambda start, stop: _hash_ranges(data, offsets, np.uint64(seed), start, stop, keys, valid), num, _MIN_SLICE
         )
-    array = values if isinstance(values, pa.Array) else _arrow(values)
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return _hash_dictionary(array, seed)
-    if pa.types.is_null(kind):
-        return np.zeros(len(array), np.uint64), np.zeros(len(array), np.bool_)
-    if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return _hash_buffers(array, np.int32, seed)
-    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        return _hash_buffers(array, np.int64, seed)
-    raise IdError(
-        f"ids: got a column of {kind}; allowed: string, large_string, binary, large_binary or a dictionary of them; "
-        "cast integers and others to string where the logs are written"
-    )
+        return keys, valid
+
+    keys, valid = over_strings(values, of_buffers, (np.uint64(0), np.False_))
+    return keys, valid
 
 
-def hash_ints(values: NDArray[np.integer[Any]], seed: int) -> NDArray[np.uint64]:
+def hash_ints(values: Ints, seed: int) -> NDArray[np.uint64]:
     """Keys of integers: XXH64 of the eight bytes of each as int64 (uint64 stays as it is), little endian.
 
     Args:
@@ -83,112 +80,119 @@ def hash_ints(values: NDArray[np.integer[Any]], seed: int) -> NDArray[np.uint64]
     Raises:
         IdError: values that are not integers.
     """
-    values = np.asarray(values)
-    if values.dtype.kind not in "iu":
-        raise IdError(f"ids: got numbers of {values.dtype}; allowed: integers; cast them before they are hashed")
-    wide = np.ascontiguousarray(values.astype(np.uint64 if values.dtype.kind == "u" else np.int64, copy=False))
-    keys = np.empty(len(wide), np.uint64)
-    _hash_words(wide.view(np.uint64), np.uint64(seed), keys)
+    words = words_of(values)
+    keys = np.empty(len(words), np.uint64)
+    over_slices(
+        lambda start, stop: hash_words(words[start:stop], np.uint64(seed), keys[start:stop]), len(words), _MIN_SLICE
+    )
     return keys
 
 
-def _arrow(values: Any) -> pa.Array:
-    """Turn a list of str, bytes and None into one binary array; str becomes its UTF-8 bytes."""
-    plain = values.tolist() if isinstance(values, np.ndarray) else values
-    try:
-        return pa.array(plain, pa.large_binary())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, UnicodeEncodeError) as error:
+def checked_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Keys as kernels take them: uint64 [n], contiguous; IdError for what was not hashed or not numpy's."""
+    if not isinstance(keys, np.ndarray) or keys.dtype.kind != "u" or keys.dtype.itemsize != 8 or keys.ndim != 1:
+        kind = f"{keys.dtype} {list(keys.shape)}" if isinstance(keys, np.ndarray) else type(keys).__name__
+        raise IdError(f"ids: keys are {kind}; allowed: a numpy array of uint64 [n], as hash_strings or hash_ints give")
+    return np.ascontiguousarray(keys, np.uint64)
+
+
+def checked_valid(valid: NDArray[np.bool_], num: int) -> NDArray[np.bool_]:
+    """Which keys are valid, bool [num]; IdError for anything else."""
+    valid = np.asarray(valid)
+    if valid.dtype != np.bool_ or valid.shape != (num,):
+        raise IdError(f"ids: valid is {valid.dtype} {list(valid.shape)}; allowed: bool [{num}]")
+    return valid
+
+
+def words_of(values: Ints) -> NDArray[np.uint64]:
+    """Integers as the 64 bits that are hashed, uint64 [n]; IdError for values that are not integers."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iu" or values.ndim != 1:
         raise IdError(
-            f"ids: got {type(values).__name__} that is not all strings ({error}); allowed: str, bytes or None"
-        ) from error
+            f"ids: got numbers of {values.dtype} {list(values.shape)}; allowed: integers [n]; "
+            "cast them, and leave nulls out, before they are hashed"
+        )
+    wide = values.astype(np.uint64 if values.dtype.kind == "u" else np.int64, copy=False)
+    return np.ascontiguousarray(wide).view(np.uint64)
 
 
-def _hash_dictionary(array: pa.DictionaryArray, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    dictionary_keys, dictionary_valid = hash_strings(array.dictionary, seed)
-    # One more entry, which null codes point to.
-    codes = array.indices.cast(pa.int64()).fill_null(len(dictionary_keys)) if array.null_count else array.indices
-    positions = codes.to_numpy(zero_copy_only=False)
-    return np.append(dictionary_keys, np.uint64(0))[positions], np.append(dictionary_valid, False)[positions]
+def over_strings(
+    values: Strings, of_buffers: Callable[[NDArray[np.uint8], NDArray[Any]], _Columns], absent: tuple[Any, ...]
+) -> _Columns:
+    """Compute columns of any layout of strings from plain buffers: chunks one by one, a dictionary's values once.
 
+    Args:
+        values: as `hash_strings` takes them.
+        of_buffers: of n strings data[offsets[i]:offsets[i + 1]] (uint8; int32 or int64 [n + 1]) gives arrays [n].
+        absent: what each array holds for a null.
 
-def _hash_buffers(
-    array: pa.Array, offset_type: type[np.signedinteger[Any]], seed: int
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    num = len(array)
-    keys, valid = np.empty(num, np.uint64), np.empty(num, np.bool_)
-    if num == 0:
-        return keys, valid
-    _, offset_buffer, data_buffer = array.buffers()
-    offsets = np.frombuffer(offset_buffer, offset_type)[array.offset : array.offset + num + 1]
-    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
-    over_slices(
-        lambda start, stop: _hash_ranges(data, offsets, np.uint64(seed), start, stop, keys, valid), num, _MIN_SLICE
-    )
-    if array.null_count:
-        valid &= array.is_valid().to_numpy(zero_copy_only=False)
-        keys[~valid] = 0
-    return keys, valid
+    Returns:
+        Arrays [n] of the dtypes of `absent`.
 
-
-@njit(nogil=True, cache=True)
-def _rotate(word: np.uint64, bits: int) -> np.uint64:
-    return (word << np.uint64(bits)) | (word >> np.uint64(64 - bits))
-
-
-@njit(nogil=True, cache=True)
-def _round(lane: np.uint64, word: np.uint64) -> np.uint64:
-    return np.uint64(_rotate(lane + word * _PRIME_2, 31) * _PRIME_1)
-
-
-@njit(nogil=True, cache=True)
-def _merge(state: np.uint64, lane: np.uint64) -> np.uint64:
-    return np.uint64((state ^ _round(np.uint64(0), lane)) * _PRIME_1 + _PRIME_4)
-
-
-@njit(nogil=True, cache=True)
-def _word(state: np.uint64, word: np.uint64) -> np.uint64:
-    return np.uint64(_rotate(state ^ _round(np.uint64(0), word), 27) * _PRIME_1 + _PRIME_4)
-
-
-@njit(nogil=True, cache=True)
-def _avalanche(state: np.uint64) -> np.uint64:
-    state = (state ^ (state >> np.uint64(33))) * _PRIME_2
-    state = (state ^ (state >> np.uint64(29))) * _PRIME_3
-    return state ^ (state >> np.uint64(32))
-
-
-@njit(nogil=True, cache=True)
-def _xxh64(data: NDArray[np.uint8], start: int, stop: int, seed: np.uint64) -> np.uint64:
-    at = start
-    if stop - start >= 32:
-        lane_1 = seed + _PRIME_1 + _PRIME_2
-        lane_2 = seed + _PRIME_2
-        lane_3 = seed
-        lane_4 = seed - _PRIME_1
-        while at + 32 <= stop:
-            lane_1 = _round(lane_1, load_uint64(data, at))
-            lane_2 = _round(lane_2, load_uint64(data, at + 8))
-            lane_3 = _round(lane_3, load_uint64(data, at + 16))
-            lane_4 = _round(lane_4, load_uint64(data, at + 24))
-            at += 32
-        state = _rotate(lane_1, 1) + _rotate(lane_2, 7) + _rotate(lane_3, 12) + _rotate(lane_4, 18)
-        state = _merge(_merge(_merge(_merge(state, lane_1), lane_2), lane_3), lane_4)
+    Raises:
+        IdError: values of another type.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        parts = [over_strings(chunk, of_buffers, absent) for chunk in values.chunks]
+        if len(parts) == 1:
+            return parts[0]
+        return tuple(
+            np.concatenate([np.empty(0, value.dtype), *columns]) for value, *columns in zip(absent, *parts, strict=True)
+        )
+    array = values if isinstance(values, pa.Array) else _arrow(values)
+    if isinstance(array, pa.ChunkedArray):
+        return over_strings(array, of_buffers, absent)
+    if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
+        array = array.cast(pa.large_binary())
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        of_values = over_strings(array.dictionary, of_buffers, absent)
+        # One more entry, which null codes point to.
+        codes = array.indices.cast(pa.int64()).fill_null(len(array.dictionary)) if array.null_count else array.indices
+        places = codes.to_numpy(zero_copy_only=False)
+        return tuple(np.append(column, value)[places] for column, value in zip(of_values, absent, strict=True))
+    if len(array) == 0 or pa.types.is_null(kind):
+        return tuple(np.full(len(array), value, value.dtype) for value in absent)
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        offset_type: Any = np.int32
+    elif pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        offset_type = np.int64
     else:
-        state = seed + _PRIME_5
-    state += np.uint64(stop - start)
-    while at + 8 <= stop:
-        state = _word(state, load_uint64(data, at))
-        at += 8
-    if at + 4 <= stop:
-        half = np.uint64(0)
-        for i in range(4):
-            half |= np.uint64(data[at + i]) << np.uint64(8 * i)
-        state = _rotate(state ^ (half * _PRIME_1), 23) * _PRIME_2 + _PRIME_3
-        at += 4
-    while at < stop:
-        state = _rotate(state ^ (np.uint64(data[at]) * _PRIME_5), 11) * _PRIME_1
-        at += 1
-    return np.uint64(_avalanche(state))
+        raise IdError(
+            f"ids: got a column of {kind}; allowed: string, large_string, binary, large_binary or a dictionary of "
+            "them; integers that are to be hashed as integers come as a numpy array, those of logs are cast to string "
+            "where the logs are written"
+        )
+    _, offset_buffer, data_buffer = array.buffers()
+    offsets = np.frombuffer(offset_buffer, offset_type)[array.offset : array.offset + len(array) + 1]
+    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
+    columns = of_buffers(data, offsets)
+    if array.null_count:
+        null = array.is_null().to_numpy(zero_copy_only=False)
+        for column, value in zip(columns, absent, strict=True):
+            column[null] = value
+    return columns
+
+
+def _arrow(values: Any) -> pa.Array | pa.ChunkedArray:
+    """Turn what is no Arrow array into one; of lists and object arrays a binary one, str as its UTF-8 bytes."""
+    try:
+        if hasattr(values, "to_arrow"):  # polars
+            return values.to_arrow()
+        if hasattr(values, "dtype") and not isinstance(values, np.ndarray):  # pandas
+            return pa.array(values, from_pandas=True)
+        if isinstance(values, np.ndarray):
+            if values.dtype.kind not in "OUS" or values.ndim != 1:
+                raise TypeError(f"{values.dtype} {list(values.shape)}")
+            values = values.tolist()
+        if not isinstance(values, list | tuple):
+            raise TypeError(f"one {type(values).__name__}")
+        return pa.array(values, pa.large_binary())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, UnicodeEncodeError) as error:
+        raise IdError(
+            f"ids: got {type(values).__name__} that is not all strings ({error}); allowed: str, bytes or None, in a "
+            "list, an object array, an Arrow array or a Series; integers come as a numpy array"
+        ) from error
 
 
 @njit(nogil=True, cache=True)
@@ -204,10 +208,11 @@ def _hash_ranges(
     for i in range(start, stop):
         first, last = np.int64(offsets[i]), np.int64(offsets[i + 1])
         valid[i] = last > first
-        keys[i] = _xxh64(data, first, last, seed) if last > first else np.uint64(0)
+        keys[i] = xxh64(data, first, last, seed) if last > first else np.uint64(0)
 
 
 @njit(nogil=True, cache=True)
-def _hash_words(words: NDArray[np.uint64], seed: np.uint64, keys: NDArray[np.uint64]) -> None:
+def hash_words(words: NDArray[np.uint64], seed: np.uint64, keys: NDArray[np.uint64]) -> None:
+    """Write the keys of integers given as their 64 bits."""
     for i in range(len(words)):
-        keys[i] = _avalanche(_word(seed + _PRIME_5 + np.uint64(8), words[i]))
+        keys[i] = xxh64_of_word(words[i], seed)

@@ -1,25 +1,29 @@
 """What changed in a map since its base was built: an exact table key -> row, or tombstone.
 
-Open addressing with linear probing at a load of at most one half; both arrays can be memory-mapped as
-they are. The table is a function of its content alone, never of the order of changes.
+Open addressing with linear probing at a load of 0.7; an entry's key and row share a cache line. Most keys that are
+looked up have no entry: a Bloom filter of two bits a key in one word tells so in a sixteenth of the memory, with some
+3 % mistaken. Both can be memory-mapped as they are, and are functions of the content alone, never
+of the order of changes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sparsefeed.etl.ids.slots import mix
 from sparsefeed.etl.kernels.intrinsics import prefetch
 
-__all__ = ["TOMBSTONE", "Overlay"]
+__all__ = ["ABSENT", "TOMBSTONE", "Overlay", "overwrite_block", "row_in"]
 
 TOMBSTONE = -1
-_FREE = -2
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_BLOCK = 64  # keys whose loads are in flight together
+ABSENT = -2
+_LOAD = 0.7
+_U32 = np.uint64(32)
 
 
 @dataclass(frozen=True)
@@ -27,28 +31,51 @@ class Overlay:
     """An immutable table of keys.
 
     Attributes:
-        keys: uint64 [capacity], capacity 0 or a power of two.
-        rows: int64 [capacity]: a row, TOMBSTONE, or -2 where the slot is free.
+        entries: int64 [capacity, 2]: the key's bits, and its row, TOMBSTONE, or ABSENT where the slot is free.
+        filter: uint64 [capacity / 8, rounded up]: a word for every 8 slots.
+        num_entries: slots that are not free; the capacity follows from it.
     """
 
-    keys: NDArray[np.uint64]
-    rows: NDArray[np.int64]
+    entries: NDArray[np.int64]
+    filter: NDArray[np.uint64]
+    num_entries: int
 
     @classmethod
     def empty(cls) -> Overlay:
         """Make the overlay of a map that was just built."""
-        return cls(np.empty(0, np.uint64), np.empty(0, np.int64))
+        return cls._of(np.empty((0, 2), np.int64), np.empty(0, np.uint64), 0)
+
+    @classmethod
+    def _of(cls, entries: NDArray[np.int64], words: NDArray[np.uint64], num_entries: int) -> Overlay:
+        for array in (entries, words):
+            array.setflags(write=False)
+        return cls(entries, words, num_entries)
+
+    @classmethod
+    def load(cls, entries: NDArray[np.int64], words: NDArray[np.uint64], num_entries: int) -> Overlay:
+        """Take saved arrays; ValueError where they can't be a table of so many entries and its filter."""
+        capacity = _capacity(num_entries)
+        fits = entries.dtype == np.int64 and entries.shape == (capacity, 2)
+        if not fits or words.dtype != np.uint64 or words.shape != (-(-capacity // 8),):
+            raise ValueError("the overlay is no table of keys and rows with its filter")
+        return cls(entries, words, num_entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both arrays."""
+        return self.entries.nbytes + self.filter.nbytes
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Name the arrays as they are saved."""
+        return {"overlay": self.entries, "overlay_filter": self.filter}
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self.rows != _FREE))
-
-    def __bool__(self) -> bool:
-        return len(self.keys) > 0
+        return self.num_entries
 
     def items(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """All entries by ascending key: keys uint64 and rows int64 (TOMBSTONE for a removed key)."""
-        used = self.rows != _FREE
-        keys, rows = self.keys[used], self.rows[used]
+        used = self.entries[self.entries[:, 1] != ABSENT]
+        keys, rows = used[:, 0].copy().view(np.uint64), used[:, 1]
         order = np.argsort(keys)
         return keys[order], rows[order]
 
@@ -61,60 +88,103 @@ class Overlay:
         if not len(all_keys):
             return self
         order = np.argsort(all_keys)
-        capacity = 1 << int(2 * len(all_keys) - 1).bit_length()
-        table_keys, table_rows = np.zeros(capacity, np.uint64), np.full(capacity, _FREE, np.int64)
-        _insert(table_keys, table_rows, all_keys[order], all_rows[order])
-        for array in (table_keys, table_rows):
-            array.setflags(write=False)
-        return Overlay(table_keys, table_rows)
+        capacity = _capacity(len(all_keys))
+        entries = np.empty((capacity, 2), np.int64)
+        entries[:, 0], entries[:, 1] = 0, ABSENT
+        words = np.zeros(-(-capacity // 8), np.uint64)
+        _insert(entries, words, all_keys[order], all_rows[order])
+        return self._of(entries, words, len(all_keys))
 
-    def apply(self, keys: NDArray[np.uint64], rows: NDArray[np.int64], first_tail: int, num_tail: int) -> None:
-        """Overwrite the rows of those keys that have an entry; a tombstone sends its key to the tail.
+    def rows(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Rows of keys: int64 [len(keys)], TOMBSTONE for a removed key, ABSENT for one without an entry."""
+        rows = np.full(len(keys), ABSENT, np.int64)
+        if len(self.entries):
+            _rows(self.entries, np.ascontiguousarray(keys, np.uint64), rows)
+        return rows
 
-        Args:
-            keys: uint64 [n].
-            rows: int64 [n], changed in place.
-            first_tail: first row of the tail.
-            num_tail: rows of the tail.
-        """
-        if self:
-            keys = np.ascontiguousarray(keys, np.uint64)
-            _probe(self.keys, self.rows, keys, rows, np.uint64(first_tail), np.uint64(num_tail))
+
+def _capacity(num_entries: int) -> int:
+    return int(num_entries / _LOAD) + 1 if num_entries else 0
+
+
+@njit(nogil=True, cache=True)
+def _home(hashed: np.uint64, num_slots: int) -> np.uint64:
+    return ((hashed >> _U32) * np.uint64(num_slots)) >> _U32
+
+
+@njit(nogil=True, cache=True)
+def _next(slot: np.uint64, num_slots: int) -> np.uint64:
+    slot += np.uint64(1)
+    return np.uint64(slot if slot < np.uint64(num_slots) else np.uint64(0))
+
+
+@njit(nogil=True, cache=True)
+def _filter_bits(hashed: np.uint64) -> np.uint64:
+    """Two bits of a word, from bits of the key's hash that its home does not depend on."""
+    one = np.uint64(1)
+    return (one << (hashed & np.uint64(63))) | (one << ((hashed >> np.uint64(6)) & np.uint64(63)))
+
+
+@njit(nogil=True, cache=True)
+def row_in(entries: NDArray[np.int64], key: np.uint64) -> np.int64:
+    """Find the row of one key, or TOMBSTONE or ABSENT; `entries` must not be empty."""
+    slot = _home(mix(key, np.uint64(0)), len(entries))
+    # Bounded: an altered file may have no free slot.
+    for _ in range(len(entries)):
+        if entries[slot, 1] == ABSENT or np.uint64(entries[slot, 0]) == key:
+            return np.int64(entries[slot, 1])
+        slot = _next(slot, len(entries))
+    return np.int64(ABSENT)
+
+
+@njit(nogil=True, cache=True)
+def overwrite_block(
+    keys: NDArray[np.uint64],
+    entries: NDArray[np.int64],
+    words: NDArray[np.uint64],
+    num_rows: np.uint64,
+    chosen: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+) -> None:
+    """Write the rows of those keys that have an entry, ABSENT for a tombstone; the others stay.
+
+    Args:
+        keys: uint64 [n].
+        entries: the table, not empty.
+        words: its filter.
+        num_rows: a row beyond, as an altered file may hold, counts as a tombstone.
+        chosen: uint64 [at least n], overwritten.
+        rows: int64 [n].
+    """
+    num_chosen = 0
+    for i in range(len(keys)):
+        hashed = mix(keys[i], np.uint64(0))
+        bits = _filter_bits(hashed)
+        # No branch: whether a key has an entry can't be guessed.
+        chosen[num_chosen] = np.uint64(i)
+        num_chosen += (words[_home(hashed, len(entries)) >> np.uint64(3)] & bits) == bits
+    for j in range(num_chosen):
+        prefetch(entries, 2 * _home(mix(keys[chosen[j]], np.uint64(0)), len(entries)))
+    for j in range(num_chosen):
+        row = row_in(entries, keys[chosen[j]])
+        if row != ABSENT:
+            rows[chosen[j]] = row if np.uint64(row) < num_rows else np.int64(ABSENT)
 
 
 @njit(nogil=True, cache=True)
 def _insert(
-    table_keys: NDArray[np.uint64], table_rows: NDArray[np.int64], keys: NDArray[np.uint64], rows: NDArray[np.int64]
+    entries: NDArray[np.int64], words: NDArray[np.uint64], keys: NDArray[np.uint64], rows: NDArray[np.int64]
 ) -> None:
-    mask = np.uint64(len(table_keys) - 1)
     for i in range(len(keys)):
-        slot = ((keys[i] * _GOLDEN) >> np.uint64(20)) & mask
-        while table_rows[slot] != _FREE:
-            slot = (slot + np.uint64(1)) & mask
-        table_keys[slot], table_rows[slot] = keys[i], rows[i]
+        hashed = mix(keys[i], np.uint64(0))
+        slot = _home(hashed, len(entries))
+        words[slot >> np.uint64(3)] |= _filter_bits(hashed)
+        while entries[slot, 1] != ABSENT:
+            slot = _next(slot, len(entries))
+        entries[slot, 0], entries[slot, 1] = np.int64(keys[i]), rows[i]
 
 
 @njit(nogil=True, cache=True)
-def _probe(
-    table_keys: NDArray[np.uint64],
-    table_rows: NDArray[np.int64],
-    keys: NDArray[np.uint64],
-    rows: NDArray[np.int64],
-    first_tail: np.uint64,
-    num_tail: np.uint64,
-) -> None:
-    mask = np.uint64(len(table_keys) - 1)
-    for start in range(0, len(keys), _BLOCK):
-        stop = min(start + _BLOCK, len(keys))
-        for i in range(start, stop):
-            slot = ((keys[i] * _GOLDEN) >> np.uint64(20)) & mask
-            prefetch(table_keys, slot)
-            prefetch(table_rows, slot)
-        for i in range(start, stop):
-            slot = ((keys[i] * _GOLDEN) >> np.uint64(20)) & mask
-            while table_rows[slot] != _FREE:
-                if table_keys[slot] == keys[i]:
-                    row = table_rows[slot]
-                    rows[i] = row if row >= 0 else np.int64(first_tail + keys[i] % num_tail)
-                    break
-                slot = (slot + np.uint64(1)) & mask
+def _rows(entries: NDArray[np.int64], keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
+    for i in range(len(keys)):
+        rows[i] = row_in(entries, keys[i])

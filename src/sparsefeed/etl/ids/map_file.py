@@ -1,0 +1,60 @@
+"""An id map on the disk: one header and its arrays (see array_folder)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsefeed.errors import IdError
+from sparsefeed.etl.ids.array_folder import read_array_folder, write_array_folder
+from sparsefeed.etl.ids.base import Base
+from sparsefeed.etl.ids.exceptions import Exceptions
+from sparsefeed.etl.ids.overlay import Overlay
+from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW
+
+__all__ = ["NUMBERS", "read_map", "write_map"]
+
+NUMBERS = ("table", "key_seed", "tail_rows", "fingerprint_bits", "num_rows", "num_admitted")
+_FORMAT = "sparsefeed.id_map/2"
+_HEADER = "id_map.json"
+
+
+def write_map(
+    folder: Path | str, numbers: Mapping[str, Any], base: Base, overlay: Overlay, exceptions: Exceptions
+) -> None:
+    """Write the parts of a map; a reader of the folder meanwhile sees the old one or the new one."""
+    header = {
+        "format": _FORMAT,
+        **numbers,
+        "base": base.header(),
+        "num_changes": len(overlay),
+        "exceptions": exceptions.to_json(),
+    }
+    write_array_folder(folder, _HEADER, header, {**base.arrays(), **overlay.arrays()})
+
+
+def read_map(folder: Path | str, mmap: bool, digest: str | None) -> dict[str, Any]:
+    """Read the fields of an `IdMap`; arguments and errors are those of `IdMap.load`."""
+    header, arrays = read_array_folder(folder, _HEADER, _FORMAT, mmap, digest)
+    try:
+        base = Base.load(header["base"], arrays, header["fingerprint_bits"])
+        exceptions = Exceptions.from_json(header["exceptions"])
+        least_rows = FIRST_TAIL_ROW + header["tail_rows"] + len(base.keys)
+        last_listed = max((row for rows in exceptions.by_key.values() for row in rows.values()), default=0)
+        if header["tail_rows"] < 1 or not 0 <= header["key_seed"] < 2**64:
+            raise ValueError("tail_rows or key_seed is out of range")
+        if header["num_rows"] < max(least_rows, last_listed + 1):
+            raise ValueError(f"num_rows is less than {max(least_rows, last_listed + 1)}")
+        return {
+            **{name: header[name] for name in NUMBERS},
+            "base": base,
+            "overlay": Overlay.load(arrays["overlay"], arrays["overlay_filter"], header["num_changes"]),
+            "exceptions": exceptions,
+            "folder": Path(folder),
+            "digest": header["sha256"],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise IdError(
+            f"{Path(folder) / _HEADER}: cannot be meant ({error!r}); restore the folder from its bundle"
+        ) from error

@@ -1,0 +1,30 @@
+"""Keys of three bits, so that most strings collide: proves what 64 bits need a billion ids to show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsefeed.etl.ids import hash_strings, id_map
+from sparsefeed.etl.ids.probe import NULL_ROW, Probe
+
+__all__ = ["narrow_hash", "use_narrow_keys"]
+
+
+def narrow_hash(strings: object, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    keys, valid = hash_strings(strings, seed)
+    return keys & np.uint64(7), valid
+
+
+def _of_strings(probe: Probe, strings: object) -> np.ndarray:
+    keys, valid = narrow_hash(strings, int(probe.key_seed))
+    rows = np.empty(len(keys), np.int64)
+    probe.of_keys(keys, rows)
+    rows[~valid] = NULL_ROW
+    return rows
+
+
+def use_narrow_keys(patch: pytest.MonkeyPatch) -> None:
+    """Truncate the hash wherever a map hashes."""
+    patch.setattr(id_map, "hash_strings", narrow_hash)
+    patch.setattr(Probe, "of_strings", _of_strings)

@@ -1,10 +1,12 @@
 """Columns of a pandas or cuDF frame as Arrow arrays, and ragged results back: the one place that tells the two apart.
 
-cuDF columns pass through host memory here (written for RAPIDS 24.02, not run on a GPU yet).
+A cuDF column of strings is read where it lies (`device_strings`); other cuDF columns pass through host memory.
+Written for RAPIDS 24.02, not run on a GPU yet.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["arrow", "like", "numpy", "ragged", "strings"]
+from sparsefeed.etl.ids.device_strings import DeviceStrings
+
+__all__ = ["arrow", "device_strings", "like", "numpy", "ragged", "strings"]
 
 
 def _is_cudf(column: Any) -> bool:
@@ -43,6 +47,41 @@ def strings(column: Any) -> tuple[NDArray[np.int64] | None, pa.Array]:
         keep = np.where(array.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets), 0)
         return np.r_[0, np.cumsum(keep)], array.flatten()
     return offsets - offsets[0], array.flatten()
+
+
+def device_strings(column: Any) -> DeviceStrings | None:
+    """A cuDF column of strings in device memory, not copied; None for any other column.
+
+    The buffers come by the dataframe interchange protocol (`__dataframe__`), which is the same in every cuDF whose
+    columns keep their characters here or there.
+    """
+    if not _is_cudf(column) or len(column) == 0 or column.dtype != np.dtype(object):  # not strings, but lists or others
+        return None
+    buffers = column.to_frame("ids").__dataframe__().get_column(0).get_buffers()
+    (data, _), (offsets, (_, offset_bits, _, _)) = buffers["data"], buffers["offsets"]
+    mask = buffers["validity"]
+    return DeviceStrings(
+        _Buffer(data, np.dtype(np.uint8), data.bufsize),
+        _Buffer(offsets, np.dtype(f"int{offset_bits}"), len(column) + 1),
+        None if mask is None else _Buffer(mask[0], np.dtype(np.uint8), mask[0].bufsize),
+    )
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """A buffer of the interchange protocol as CUDA libraries take arrays; it keeps the memory alive."""
+
+    buffer: Any
+    dtype: np.dtype[Any]
+    num_items: int
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.num_items,)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.buffer.ptr, False), "version": 3}
 
 
 def ragged(offsets: NDArray[np.int64], values: NDArray[Any]) -> pd.Series:

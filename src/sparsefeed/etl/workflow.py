@@ -1,7 +1,7 @@
 """FeedSpec -> nvtabular.Workflow: the operators, the order of columns and the fitted serving plan.
 
 Dense features go through NVTabular's own operators; ids, weights and histories through ours. No operator
-waits for another's statistics, so one pass over the logs fits them all.
+waits for another's statistics, so one graph fits them all; each reads the logs for itself.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class FeedWorkflow:
         return Dataset(ddf, schema=_input_schema(self.spec, logs.text_impressions), cpu=not gpu)
 
     def fit(self, dataset: Dataset) -> None:
-        """Fit ids, statistics, weights, histories and the snapshot in one pass."""
+        """Fit ids, statistics, weights, histories and the snapshot as one graph."""
         graph = self.workflow.graph
         graph.construct_schema(dataset.schema)
         # Not Workflow.fit: it then infers types from the first partition, which fails where all its histories are

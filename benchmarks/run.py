@@ -1,6 +1,6 @@
 """Measure a suite on this machine and append its rows to benchmarks/results.csv.
 
-    python benchmarks/run.py etl|train|quality|serve|all [--scale tiny|small|large] [--check]
+    python benchmarks/run.py etl|train|quality|serve|ids|all [--scale tiny|small|large] [--check]
 
 Suites share one workspace (artifacts/bench), so `all` simulates, prepares and trains once. --check prints every
 target of benchmarks/targets.toml with its measured figure and exits with 1 where one falls short.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from ids import ids
 from results import Recorder, Row, append, check, read
 
 from sparsefeed.workflows.console import console, quiet_libraries, stage
@@ -100,7 +101,7 @@ def _need(recipe: Recipe, workspace: Workspace) -> None:
     prepare(recipe, workspace)
 
 
-SUITES: dict[str, Suite] = {"etl": etl, "train": train, "quality": quality, "serve": serve}
+SUITES: dict[str, Suite] = {"etl": etl, "train": train, "quality": quality, "serve": serve, "ids": ids}
 
 
 def main() -> int:
@@ -119,11 +120,13 @@ def main() -> int:
         append(rows)
         for row in rows:
             beside = f"  {row.peer} {row.peer_value:.4g}, ratio {row.ratio:.3f}" if row.ratio else f"  {row.peer}"
-            console.print(f"{name:8} {row.case:32} {row.metric:22} {row.value:12.4f} {row.unit}{beside}")
+            line = f"{name:8} {row.case:32} {row.metric:22} {row.value:12.4f} {row.unit}{beside}"
+            console.print(line, soft_wrap=True)
         if options.check:
             for what, holds, shown in check(read(), name):
                 failed |= not holds
-                console.print(f"{'[green]holds[/green]' if holds else '[red]SHORT[/red]'}  {name}: {what}: {shown}")
+                verdict = "[green]holds[/green]" if holds else "[red]SHORT[/red]"
+                console.print(f"{verdict}  {name}: {what}: {shown}", soft_wrap=True)
     return int(failed)
 
 

@@ -227,7 +227,7 @@ class TritonServer:
         total = len(self._models) * (len(STEPS) + 1)
         deadline = time.monotonic() + self._timeout_s
         num_loaded = -1
-        while not _is_ready(self.http_url):
+        while not (_is_ready(self.http_url) and _listens(self._config.metrics_port)):  # which opens after HTTP
             if self._process.poll() is not None:
                 raise ServeError(
                     f"tritonserver: ended with status {self._process.returncode} before it was ready; "
@@ -255,6 +255,11 @@ def _is_ready(http_url: str) -> bool:
             return bool(answer.status == 200)
     except (URLError, OSError):
         return False
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _claim(name: str, port: int) -> None:

@@ -11,18 +11,23 @@ from typing import Any
 
 import numba.core.config
 
-__all__ = ["Stopwatch", "clocked", "in_turn", "threads"]
+__all__ = ["Stopwatch", "clocked", "in_turn", "threads", "times_in_turn"]
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each call: all are called once, then all again, so that drift cancels in their ratios."""
+    return {name: statistics.median(seconds) for name, seconds in times_in_turn(calls, repeats).items()}
+
+
+def times_in_turn(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call, in the order taken."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             started = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 @contextmanager

@@ -16,12 +16,10 @@ def narrow_hash(strings: object, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return keys & np.uint64(7), valid
 
 
-def _of_strings(probe: Probe, strings: object) -> np.ndarray:
+def _of_strings(probe: Probe, strings: object, rows: np.ndarray) -> None:
     keys, valid = narrow_hash(strings, int(probe.key_seed))
-    rows = np.empty(len(keys), np.int64)
     probe.of_keys(keys, rows)
     rows[~valid] = NULL_ROW
-    return rows
 
 
 def use_narrow_keys(patch: pytest.MonkeyPatch) -> None:

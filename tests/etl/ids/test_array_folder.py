@@ -157,6 +157,26 @@ def test_files_of_others_in_the_folder_stay(tmp_path: Path) -> None:
     assert sorted(p.name[:1] for p in tmp_path.iterdir()) == ["a", "a", "e", "x", "y"]
 
 
+def test_arrays_that_the_new_set_has_no_name_for_are_removed_too(tmp_path: Path) -> None:
+    write(tmp_path, a=np.arange(3), b=np.arange(4))
+    write(tmp_path, a=np.arange(3))
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["a", "x.json"]
+
+
+@pytest.mark.parametrize("file", ["5", "null", '["a"]', '"../a.npy"', '""'])
+def test_a_header_whose_file_is_no_name_is_refused(tmp_path: Path, file: str) -> None:
+    text = f'{{"format": "x/1", "arrays": {{"a": {{"file": {file}, "bytes": 1, "sha256": ""}}}}}}'
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(IdError, match=r"x\.json: (not a header|array file .* lies outside|altered)"):
+        read(tmp_path)
+
+
+def test_a_header_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[" * 200_000)
+    with pytest.raises(IdError, match=r"not a header"):
+        read(tmp_path)
+
+
 def test_another_kind_in_the_folder_is_named(tmp_path: Path) -> None:
     write_array_folder(tmp_path, "y.json", {"format": "y/1"}, {})
     with pytest.raises(IdError, match=r"x.json: cannot be read .* the folder holds y.json; give the folder"):

@@ -39,9 +39,8 @@ def test_extending_and_leaving_out_give_new_values() -> None:
 @pytest.mark.parametrize(
     "strings",
     [
-        ["é"],
-        ["é".encode()],
-        np.array(["é".encode()], object),
+        pa.array(["é".encode()]),
+        pa.array(["é"], pa.large_string()),
         pa.array(["é"]),
         pa.array(["é"]).dictionary_encode(),
         pa.chunked_array([["é"]]),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -399,6 +400,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"max_ids": 0}, r"ids/post: max_ids is 0; allowed: integers from 1"),
+        ({"min_count": float("nan")}, r"ids/post: min_count is nan; allowed: integers from 0"),
         ({"tail_rows": 2.5}, r"tail_rows is 2.5; allowed: integers from 1"),
         ({"key_seed": -1}, r"key_seed is -1; allowed: integers from 0"),
         ({"key_seed": 1}, r"key 0 is not that of its string; give strings in the order of keys"),
@@ -450,3 +452,42 @@ def test_a_pandas_series_is_read_as_what_it_holds() -> None:
     for wrong in (pd.Series([1, 2]), pd.Series([1.0]), pd.Series([True]), np.array("a"), "a", {"a": 1}):
         with pytest.raises(IdError, match=r"integers .* as a numpy array"):
             built.encode(wrong)
+
+
+def test_rows_of_any_width_are_put_exactly() -> None:
+    row = 2**53 + 1
+    for dtype in (np.uint64, np.int64):
+        assert build(["a"]).upsert(keys_of("b"), np.array([row], dtype)).encode(["b"]).tolist() == [row]
+
+
+def test_a_map_from_a_relative_path_pickles_as_one_that_holds_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(["a"]).save(tmp_path / "map")
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(IdMap.load("map"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickled).encode(["a"]).tolist() == [FIRST]
+
+
+def test_what_a_lookup_reads_cannot_be_written_after_a_pickle_either() -> None:
+    probe = pickle.loads(pickle.dumps(build(["a", "b"]).add(keys_of("c"))[0])).probe
+    arrays = [probe.fingerprints, probe.overlay, probe.overlay_filter, probe.function.pilots, probe.function.spill]
+    assert not any(array.flags.writeable for array in arrays)
+
+
+def test_a_number_alone_is_no_column_of_ids() -> None:
+    with pytest.raises(IdError, match=r"numbers of int64 \[\]; allowed: integers \[n\]"):
+        build(["a"]).encode(np.array(5))
+
+
+def test_strings_are_written_where_the_caller_wants_them_and_nothing_is_allocated_beside() -> None:
+    built, strings = build([f"s{i}" for i in range(5000)]), pa.array([f"s{i}" for i in range(5000)] * 200)
+    out = np.empty(len(strings), np.int64)
+    built.encode(strings, out=out)
+    tracemalloc.start()
+    assert built.encode(strings, out=out) is out
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(strings)
+    assert (out == built.encode(strings)).all()

@@ -35,7 +35,7 @@ def test_decoding_gives_every_admitted_string_back(strings: list[str], random: o
 def test_padding_null_and_tail_have_no_string() -> None:
     built = build(["a"])
     decoded = Inverse.build(built, pa.array(["a"])).decode(np.arange(2 + TAIL + 1))
-    assert decoded.type == pa.string()
+    assert decoded.type == pa.large_string()
     assert decoded.to_pylist() == [None] * (2 + TAIL) + ["a"]
 
 
@@ -67,7 +67,7 @@ def test_after_changes_and_a_fold_the_old_inverse_and_the_new_strings_make_the_n
     built = build(["a", "b"])
     inverse = Inverse.build(built, pa.array(["a", "b"]))
     changed = built.add(hash_strings(["c"], 1)[0])[0].remove(hash_strings(["a"], 1)[0])
-    known = pa.concat_arrays([inverse.decode(np.arange(built.num_rows)), pa.array(["c"])])
+    known = pa.concat_arrays([inverse.decode(np.arange(built.num_rows)), pa.array(["c"], pa.large_string())])
     grown = Inverse.build(changed, known)
     assert grown.decode(changed.encode(["b", "c", "a"])).to_pylist() == ["b", "c", None]
     assert grown.decode(built.encode(["a"])).to_pylist() == [None]
@@ -96,3 +96,21 @@ def test_the_folder_of_a_map_is_not_read_as_an_inverse(tmp_path: Path) -> None:
     build(["a"]).save(tmp_path)
     with pytest.raises(IdError, match=r"inverse.json: cannot be read"):
         Inverse.load(tmp_path)
+
+
+def test_a_dictionary_whose_text_would_exceed_2_gib_is_not_decoded() -> None:
+    ids = pa.array(["0123456789abcdef" * 2 + f"{i:04d}" for i in range(1000)])
+    built = build(ids.to_pylist())
+    codes = pa.array(np.arange(70_000_000, dtype=np.int32) % 1000)
+    inverse = Inverse.build(built, pa.DictionaryArray.from_arrays(codes, ids))
+    assert inverse.decode(built.encode(ids)).to_pylist() == ids.to_pylist()
+
+
+def test_chunks_of_dictionaries_that_arrow_cannot_unify_are_read_one_by_one() -> None:
+    chunks = [
+        pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), pa.array([f"{c}{i}" for i in range(100)]))
+        for c in "ab"
+    ]
+    ids = pa.chunked_array(chunks)
+    built = build(ids.to_pylist())
+    assert Inverse.build(built, ids).decode(built.encode(ids)).to_pylist() == ids.to_pylist()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sparsefeed.errors import IdError
 from sparsefeed.etl.ids import hash_ints, hash_strings
+from sparsefeed.etl.ids.keys import over_strings
 
 STRINGS = st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=80), max_size=30)
 
@@ -112,3 +113,31 @@ def test_integers_of_any_width_hash_alike() -> None:
 def test_fractions_are_refused() -> None:
     with pytest.raises(IdError, match=r"float64 .*; allowed: integers"):
         hash_ints(np.array([1.5]), 0)
+
+
+def test_offsets_outside_the_text_are_refused_before_a_kernel_follows_them() -> None:
+    offsets = np.array([0, 2, 4], np.int32)
+    wrong = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(b"abcd")])
+    offsets[2] = 9  # as Arrow's own dictionary_decode may leave them beyond 2 GiB
+    with pytest.raises(IdError, match=r"offsets, 0 to 9, lie outside its 4 bytes"):
+        hash_strings(wrong, 0)
+
+
+def test_a_dictionary_is_hashed_once_for_all_chunks_that_share_it_and_not_for_a_short_slice() -> None:
+    words = pa.array([f"word_{i}" for i in range(20_000)])
+    whole = pa.DictionaryArray.from_arrays(pa.array([19_999, None, 5] * 20_000, pa.int32()), words)
+    expected, valid = hash_strings(whole, 1)
+    sizes: list[int] = []
+
+    def of_buffers(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray]:
+        sizes.append(len(offsets) - 1)
+        return (np.zeros(len(offsets) - 1),)
+
+    chunks = pa.chunked_array([whole[i : i + 6000] for i in range(0, 60_000, 6000)])
+    over_strings(chunks, of_buffers, (np.float64(0),))
+    assert sizes == [20_000]
+    assert as_lists(hash_strings(chunks, 1)) == (expected.tolist(), valid.tolist())
+    sizes.clear()
+    over_strings(whole[3:13], of_buffers, (np.float64(0),))
+    assert sizes == [10]
+    assert as_lists(hash_strings(whole[3:13], 1)) == (expected[3:13].tolist(), valid[3:13].tolist())

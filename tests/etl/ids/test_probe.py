@@ -66,10 +66,10 @@ def test_strings_and_integers_are_hashed_on_the_way() -> None:
     strings, integers = [f"member_{i}" for i in range(3000)], np.arange(-1500, 1500)
     for ids, keys in ((strings, hash_strings(strings, 3)[0]), (integers, hash_ints(integers, 3))):
         probe = probe_of(Base.build(keys[:2000], 16))
+        rows = np.empty(3000, np.int64)
         if ids is strings:
-            rows = probe.of_strings(strings)
+            probe.of_strings(strings, rows)
         else:
-            rows = np.empty(3000, np.int64)
             probe.of_ints(integers, rows)
         assert (rows == rows_of(probe, keys)).all()
         assert sorted(rows[:2000].tolist()) == list(range(FIRST, FIRST + 2000))

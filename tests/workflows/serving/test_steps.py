@@ -180,6 +180,14 @@ def test_ids_whose_keys_are_equal_are_told_apart_by_their_strings(steps: Steps, 
     assert not isinstance(answer, Exception)
     first_post = int(answer["NUMKEYS"][0, :2].sum())
     assert answer["KEYS"][0, first_post] == 12
+    # An override brings its strings along too; where the map lists their key, they are told apart as well.
+    id_maps["post"] = replace(id_maps["post"], exceptions=Exceptions({int(key): {b"p6": 12, b"another": 11}}))
+    transform = TransformStep("b1", plan(), id_maps, feed.snapshot(), 50)
+    (answer,) = transform.run([request("m6", ["p6"], {"member": {"liked": ["p7", "p6", "p7"]}})])
+    assert not isinstance(answer, Exception)
+    of_posts = answer["KEYS"][0, first_post : first_post + int(answer["NUMKEYS"][0, 2])].tolist()
+    assert of_posts.count(12) == 2
+    assert of_posts.count(int(feed.id_maps["post"].encode(["p7"])[0])) == 2
 
 
 def test_a_key_outside_its_table_is_refused_by_table_key_and_capacity(steps: Steps) -> None:

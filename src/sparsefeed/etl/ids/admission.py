@@ -35,15 +35,22 @@ SPARE_IDS = 1024  # candidates beyond max_ids, so that keys that belong to sever
 
 
 def admit(
-    keys: NDArray[np.uint64], counts: NDArray[np.int64], min_count: int, max_ids: int | None
+    keys: NDArray[np.uint64],
+    counts: NDArray[np.int64],
+    min_count: int,
+    max_ids: int | None,
+    strings: Strings | None = None,
 ) -> NDArray[np.int64]:
-    """Choose the ids counted at least `min_count` times; of more than `max_ids` the most frequent, ties by key.
+    """Choose the ids counted at least `min_count` times; of more than `max_ids` the most frequent.
+
+    Ties are broken by key, then by string where strings are given, else by the order given.
 
     Args:
         keys: uint64 [n].
         counts: int64 [n].
         min_count: rarer ids are left out.
         max_ids: None keeps all.
+        strings: [n] or None.
 
     Returns:
         Indices of the chosen, int64, each once, in no order.
@@ -54,8 +61,14 @@ def admit(
     admitted_counts = counts[admitted]
     least = np.partition(admitted_counts, -max_ids)[-max_ids]
     above, ties = admitted[admitted_counts > least], admitted[admitted_counts == least]
-    by_key = np.argsort(keys[ties], kind="stable")
-    return np.concatenate([above, ties[by_key[: max_ids - len(above)]]])
+    ties = ties[np.argsort(keys[ties], kind="stable")]
+    num_kept = max_ids - len(above)
+    if strings is not None and keys[ties[num_kept - 1]] == keys[ties[min(num_kept, len(ties) - 1)]]:
+        first, last = np.searchsorted(keys[ties], keys[ties[num_kept - 1]], "left"), num_kept
+        while last < len(ties) and keys[ties[last]] == keys[ties[first]]:
+            last += 1
+        ties[first:last] = sorted(ties[first:last].tolist(), key=lambda i: string_at(strings, i))
+    return np.concatenate([above, ties[:num_kept]])
 
 
 def candidates(counts: KeyCounts, min_count: int, max_ids: int | None) -> NDArray[np.uint64]:
@@ -145,7 +158,7 @@ def checked_rows(rows: NDArray[np.int64], num: int, first_row: int, where: str) 
             f"{where}: row {wrong[0]} can't be an id's; allowed: {first_row} (below it are padding, null and tail) "
             f"to {_LAST_ROW}; apply a delta to the map it was made from"
         )
-    return rows
+    return rows.astype(np.int64, copy=False)
 
 
 def check_strings(keys: NDArray[np.uint64], hashed: tuple[NDArray[np.uint64], NDArray[np.bool_]], where: str) -> None:

@@ -65,13 +65,12 @@ def write_array_folder(
         with _partial(folder) as partial:
             whole = {**header, "arrays": entries}
             whole["sha256"] = sha256_of_header(whole)
-            partial.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            partial.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
             _rename(partial, folder / header_name)
         kept = _named_by_headers(folder)
-        for name in arrays:
-            for file in folder.glob(f"{name}-{'[0-9a-f]' * 16}.npy"):
-                if file.name not in kept:
-                    file.unlink()
+        for file in folder.glob(f"*-{'[0-9a-f]' * 16}.npy"):
+            if file.name not in kept:
+                file.unlink()
 
 
 def _named_by_headers(folder: Path) -> set[str]:
@@ -131,13 +130,13 @@ def _header(path: Path, text: bytes, format: str) -> dict[str, Any]:
     try:
         header = json.loads(text)
         found = header["format"]
-        entries = [(entry["file"], entry["bytes"], entry["sha256"]) for entry in header["arrays"].values()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = [(Path(entry["file"]), entry["bytes"], entry["sha256"]) for entry in header["arrays"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IdError(f"{path}: not a header ({error!r}); restore the whole folder from its bundle") from error
     if found != format:
         raise IdError(f'{path}: format is "{found}"; this version reads "{format}"; make it again')
     for file, _, _ in entries:
-        if Path(file).name != file:
+        if str(file) != file.name:
             raise IdError(
                 f'{path}: array file "{file}" lies outside the folder; restore the whole folder from its bundle'
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,8 @@ from sparsefeed.etl.ids.keys import Strings
 from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW
 
 __all__ = ["Exceptions", "string_at"]
+
+_NOT_UTF8 = "surrogateescape"
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,26 @@ class Exceptions:
         return Exceptions({**self.by_key, key: {**self.by_key.get(key, {}), **rows}})
 
     def to_json(self) -> dict[str, dict[str, int]]:
-        """Write as plain JSON: key in hexadecimal -> string -> row."""
-        return {f"{key:#018x}": {s.decode(): row for s, row in rows.items()} for key, rows in self.by_key.items()}
+        """Write as plain JSON: key in hexadecimal -> string -> row; bytes that are no UTF-8 as lone surrogates."""
+        return {
+            f"{key:#018x}": {string.decode(errors=_NOT_UTF8): row for string, row in rows.items()}
+            for key, rows in self.by_key.items()
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Mapping[str, int]]) -> Exceptions:
         """Read what `to_json` wrote."""
-        return cls({int(key, 16): {s.encode(): int(row) for s, row in rows.items()} for key, rows in value.items()})
+        return cls(
+            {
+                int(key, 16): {string.encode(errors=_NOT_UTF8): int(row) for string, row in rows.items()}
+                for key, rows in value.items()
+            }
+        )
 
 
-def string_at(strings: Any, index: int) -> bytes:
-    """Return the UTF-8 bytes of one string of an Arrow array or a sequence."""
+def string_at(strings: pa.Array | pa.ChunkedArray, index: int) -> bytes:
+    """Return the bytes of one string of an Arrow array."""
     value = strings[index]
-    if isinstance(value, pa.Scalar):
-        value = value.as_py()
-    return value.encode() if isinstance(value, str) else bytes(value)
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    return bytes(value.cast(pa.large_binary()).as_py())

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
@@ -38,7 +37,7 @@ from sparsefeed.etl.ids.admission import (
 from sparsefeed.etl.ids.base import Base
 from sparsefeed.etl.ids.device_strings import DeviceArray, DeviceStrings, is_on_device
 from sparsefeed.etl.ids.exceptions import Exceptions, string_at
-from sparsefeed.etl.ids.keys import Ints, Strings, checked_keys, checked_valid, hash_strings
+from sparsefeed.etl.ids.keys import Ints, Strings, arrow_strings, checked_keys, checked_valid, hash_strings, words_of
 from sparsefeed.etl.ids.map_file import NUMBERS, read_map, write_map
 from sparsefeed.etl.ids.output import output
 from sparsefeed.etl.ids.overlay import ABSENT, TOMBSTONE, Overlay
@@ -94,7 +93,7 @@ class IdMap:
         min_count: int = 1,
         max_ids: int | None = None,
         fingerprint_bits: int = 16,
-        strings: pa.Array | None = None,
+        strings: Strings | None = None,
     ) -> IdMap:
         """Build a map of the ids that were counted often enough.
 
@@ -105,9 +104,9 @@ class IdMap:
             key_seed: seed the keys were hashed with.
             tail_rows: rows of the hashed tail, at least 1.
             min_count: rarer ids go to the tail.
-            max_ids: keep only so many, the most frequent, ties by key.
+            max_ids: keep only so many, the most frequent, ties by key, then by string.
             fingerprint_bits: 8, 16, 32 or 64.
-            strings: [n], no nulls; needed to tell equal keys apart.
+            strings: [n], no nulls; tell equal keys apart.
 
         Raises:
             IdError: an id is given twice, lengths differ, or a number is out of range.
@@ -117,10 +116,12 @@ class IdMap:
             raise IdError(f"{where}: fingerprint_bits is {fingerprint_bits}; allowed: 8, 16, 32, 64")
         tail_rows = checked_number("tail_rows", tail_rows, 1, 2**31, where)
         key_seed = checked_number("key_seed", key_seed, 0, 2**64 - 1, where)
+        min_count = checked_number("min_count", min_count, 0, 2**63, where)
         max_ids = None if max_ids is None else checked_number("max_ids", max_ids, 1, 2**63, where)
         keys = checked_keys(keys)
         counts = checked_counts(counts, len(keys), where)
         if strings is not None:
+            strings = arrow_strings(strings)
             check_strings(keys, hash_strings(strings, key_seed), where)
         options = (table, key_seed, tail_rows, int(fingerprint_bits))
         if len(keys) <= (len(keys) if max_ids is None else max_ids) and (counts >= min_count).all():
@@ -128,7 +129,7 @@ class IdMap:
                 return cls._assemble(keys, {}, *options)
             except IdError:  # keys repeat: the strings decide
                 pass
-        admitted = admit(keys, counts, min_count, max_ids)
+        admitted = admit(keys, counts, min_count, max_ids, strings)
         collisions = colliding_strings(keys, counts, strings, admitted, where)
         return cls._assemble(np.unique(keys[admitted]) if collisions else keys[admitted], collisions, *options)
 
@@ -176,6 +177,8 @@ class IdMap:
     @cached_property
     def probe(self) -> Probe:
         """What a lookup reads, as kernels take it."""
+        for array in (*self.base.arrays().values(), *self.overlay.arrays().values()):
+            array.setflags(write=False)  # pickling loses it
         return Probe(
             self.base.function.function,
             self.base.fingerprints,
@@ -201,12 +204,10 @@ class IdMap:
     def lookup(
         self, keys: NDArray[np.uint64], valid: NDArray[np.bool_] | None = None, out: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """Rows of keys: int64 [n], each in [1, num_rows); row 1 where not valid.
+        """Rows of keys uint64 [n]: int64 [n], each in [1, num_rows); row 1 where not valid.
 
-        Args:
-            keys: uint64 [n].
-            valid: bool [n]; None: all are.
-            out: int64 [n], written and returned; None: a new array, which costs many keys as much as their lookup.
+        `valid` is bool [n], None: all are; `out`, int64 [n], is written and returned, None: a new array, which costs
+        many keys as much as their lookup.
         """
         if is_on_device(keys):
             return self.on_device.lookup(keys, valid, out)  # type: ignore[no-any-return]
@@ -222,32 +223,32 @@ class IdMap:
     ) -> NDArray[np.int64]:
         """Rows of ids: int64 [n]; null and empty strings are row 1.
 
-        Args:
-            ids: what `hash_strings` takes, or a numpy array of integers; a table's ids are all strings or all integers.
-            out: int64 [n], written and returned; None: a new array.
+        `ids` is what `hash_strings` takes, or a numpy array of integers: a table's ids are all strings or all integers;
+        `out`, int64 [n], is written and returned, None: a new array.
         """
         if is_on_device(ids):
             return self.on_device.encode(ids, out)  # type: ignore[no-any-return]
         if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
-            rows = output(out, len(ids), ids)
-            self.probe.of_ints(ids, rows)
+            words = words_of(ids)
+            rows = output(out, len(words), ids)
+            self.probe.of_ints(words, rows)
             return rows
+        strings = arrow_strings(ids)
+        rows = output(out, len(strings), ids)
         if self.exceptions:
-            keys, valid = hash_strings(ids, self.key_seed)
-            rows = self.lookup(keys, valid)
-            self.exceptions.tell_apart(keys, valid, ids, rows, self.tail_rows)
+            keys, valid = hash_strings(strings, self.key_seed)
+            self.lookup(keys, valid, rows)
+            self.exceptions.tell_apart(keys, valid, strings, rows, self.tail_rows)
         else:
-            rows = self.probe.of_strings(ids)
-        if out is None:
-            return rows
-        output(out, len(rows), ids)[:] = rows
-        return out
+            self.probe.of_strings(strings, rows)
+        return rows
 
     def own_rows(self, strings: Strings) -> NDArray[np.int64]:
-        """Exact rows of strings: int64 [n], -1 for an id without a row of its own.
+        """Rows of strings by whole keys, not fingerprints: int64 [n], -1 for an id without a row of its own.
 
-        Unlike `encode` it never takes an unseen id for an admitted one, but it reads the keys, which serving does not.
+        It reads the keys, which serving does not. An unseen id whose key is an admitted one's has that one's row.
         """
+        strings = arrow_strings(strings)
         keys, valid = hash_strings(strings, self.key_seed)
         rows = self._rows_of_admitted(keys)
         self.exceptions.tell_apart(keys, valid, strings, rows, self.tail_rows)
@@ -276,6 +277,7 @@ class IdMap:
         """
         keys = checked_keys(keys)
         if strings is not None:
+            strings = arrow_strings(strings)
             check_strings(keys, hash_strings(strings, self.key_seed), f"ids/{self.table}")
         groups = groups_of_equal_keys(keys, strings, f"ids/{self.table}")
         rows = self._rows_of_admitted(keys)
@@ -371,7 +373,7 @@ class IdMap:
         Raises:
             IdError: the folder is not there, of another format or version, incomplete, truncated or altered.
         """
-        return cls(**read_map(folder, mmap, digest))
+        return cls(**read_map(Path(folder).absolute(), mmap, digest))  # pickles as a path that holds elsewhere
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:

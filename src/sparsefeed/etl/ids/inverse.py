@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sparsefeed.errors import IdError
 from sparsefeed.etl.ids.array_folder import read_array_folder, write_array_folder
 from sparsefeed.etl.ids.id_map import IdMap
+from sparsefeed.etl.ids.keys import Strings, arrow_strings
 
 __all__ = ["Inverse"]
 
@@ -40,24 +41,33 @@ class Inverse:
     data: NDArray[np.uint8]
 
     @classmethod
-    def build(cls, id_map: IdMap, strings: pa.Array | pa.ChunkedArray) -> Inverse:
+    def build(cls, id_map: IdMap, strings: Strings) -> Inverse:
         """Note the string of every admitted row.
 
         Args:
             id_map: the map.
-            strings: at least all admitted ones, in any order; others (rare, unseen, null) are left out. Rows whose
-                string is not among them decode to null.
+            strings: at least all admitted ones, repeated or not, in any order; others (rare, unseen, null) are left
+                out. Rows whose string is not among them decode to null. Of two strings that read one row, as a rare
+                one may whose key is that of an admitted one, the first given is noted: give admitted ones first.
+
+        Raises:
+            IdError: strings of another type, or bytes that are not UTF-8.
         """
-        if not isinstance(strings, pa.Array | pa.ChunkedArray):
-            strings = pa.array(strings, pa.large_string(), from_pandas=True)
-        if isinstance(strings, pa.ChunkedArray):
-            strings = pa.concat_arrays(strings.chunks) if strings.num_chunks else pa.array([], pa.large_string())
-        if pa.types.is_dictionary(strings.type):
-            strings = strings.dictionary_decode()
-        strings = strings.cast(pa.large_string())
+        array = arrow_strings(strings)
+        chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+        # Which strings there are is all that matters, so a dictionary need not be decoded.
+        chunks = [chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk for chunk in chunks]
+        try:
+            large = [chunk.cast(pa.large_string()) for chunk in chunks]
+        except pa.ArrowInvalid as error:
+            raise IdError(
+                f"inverse/{id_map.table}: ids that are no text ({error}); allowed: UTF-8; a map takes other bytes, its "
+                "inverse does not"
+            ) from error
+        strings = pa.concat_arrays(large) if large else pa.array([], pa.large_string())
         rows = id_map.own_rows(strings)
         source = np.full(id_map.num_rows - id_map.first_row, -1, np.int64)
-        admitted = np.flatnonzero(rows >= 0)
+        admitted = np.flatnonzero(rows >= 0)[::-1]  # of equal rows the last assignment stays
         source[rows[admitted] - id_map.first_row] = admitted
         ordered = strings.take(pa.array(source, mask=source < 0)).fill_null("")
         offsets = np.frombuffer(ordered.buffers()[1], np.int64)[ordered.offset : ordered.offset + len(source) + 1]
@@ -65,7 +75,7 @@ class Inverse:
         data = np.frombuffer(data_buffer, np.uint8)[: offsets[-1]] if data_buffer is not None else np.empty(0, np.uint8)
         return cls(id_map.table, id_map.first_row, offsets, data)
 
-    def decode(self, rows: NDArray[np.int64]) -> pa.StringArray:
+    def decode(self, rows: NDArray[np.int64]) -> pa.LargeStringArray:
         """Strings of rows [n]: null for padding, null, the tail, and removed ids.
 
         Raises:
@@ -81,7 +91,7 @@ class Inverse:
             )
         places = np.maximum(rows - self.first_row, 0)
         if num_strings == 0:
-            return pa.nulls(len(rows), pa.string())
+            return pa.nulls(len(rows), pa.large_string())
         known = (rows >= self.first_row) & (self.offsets[places + 1] > self.offsets[places])
         starts, stops = self.offsets[places[known]], self.offsets[places[known] + 1]
         if ((starts < 0) | (stops > len(self.data))).any():
@@ -92,7 +102,7 @@ class Inverse:
             taken.validate(full=True)
         except pa.ArrowInvalid as error:
             raise IdError(f"inverse/{self.table}: no text ({error}); restore it from its bundle") from error
-        return taken.cast(pa.string())
+        return taken
 
     def save(self, folder: Path | str) -> None:
         """Write the inverse; a reader of the folder meanwhile sees the old one or the new one."""

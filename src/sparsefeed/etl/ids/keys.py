@@ -22,6 +22,7 @@ from sparsefeed.etl.kernels.threads import over_slices
 __all__ = [
     "Ints",
     "Strings",
+    "arrow_strings",
     "checked_keys",
     "checked_valid",
     "hash_ints",
@@ -132,25 +133,45 @@ def over_strings(
     Raises:
         IdError: values of another type.
     """
-    if isinstance(values, pa.ChunkedArray):
-        parts = [over_strings(chunk, of_buffers, absent) for chunk in values.chunks]
-        if len(parts) == 1:
-            return parts[0]
-        return tuple(
-            np.concatenate([np.empty(0, value.dtype), *columns]) for value, *columns in zip(absent, *parts, strict=True)
-        )
-    array = values if isinstance(values, pa.Array) else _arrow(values)
-    if isinstance(array, pa.ChunkedArray):
-        return over_strings(array, of_buffers, absent)
+    array = arrow_strings(values)
+    chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    parts: list[_Columns] = []
+    dictionary: pa.Array | None = None  # of the chunk before: files and slices share one
+    of_values: _Columns = ()
+    for chunk in chunks:
+        if not pa.types.is_dictionary(chunk.type):
+            parts.append(_of_array(chunk, of_buffers, absent))
+        elif len(chunk) < len(chunk.dictionary) // 4:
+            parts.append(_of_array(chunk.cast(chunk.type.value_type), of_buffers, absent))
+        else:
+            if dictionary is None or not _is_same(dictionary, chunk.dictionary):
+                dictionary, of_values = chunk.dictionary, _of_array(chunk.dictionary, of_buffers, absent)
+            # One more entry, which null codes point to.
+            codes = chunk.indices.cast(pa.int64()).fill_null(len(dictionary)) if chunk.null_count else chunk.indices
+            places = codes.to_numpy(zero_copy_only=False)
+            parts.append(
+                tuple(np.append(column, value)[places] for column, value in zip(of_values, absent, strict=True))
+            )
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(
+        np.concatenate([np.empty(0, value.dtype), *columns]) for value, *columns in zip(absent, *parts, strict=True)
+    )
+
+
+def _is_same(a: pa.Array, b: pa.Array) -> bool:
+    """Whether two arrays are the same memory."""
+    if len(a) != len(b) or a.offset != b.offset or a.type != b.type:
+        return False
+    return [x and x.address for x in a.buffers()] == [x and x.address for x in b.buffers()]
+
+
+def _of_array(
+    array: pa.Array, of_buffers: Callable[[NDArray[np.uint8], NDArray[Any]], _Columns], absent: tuple[Any, ...]
+) -> _Columns:
     if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
         array = array.cast(pa.large_binary())
     kind = array.type
-    if pa.types.is_dictionary(kind):
-        of_values = over_strings(array.dictionary, of_buffers, absent)
-        # One more entry, which null codes point to.
-        codes = array.indices.cast(pa.int64()).fill_null(len(array.dictionary)) if array.null_count else array.indices
-        places = codes.to_numpy(zero_copy_only=False)
-        return tuple(np.append(column, value)[places] for column, value in zip(of_values, absent, strict=True))
     if len(array) == 0 or pa.types.is_null(kind):
         return tuple(np.full(len(array), value, value.dtype) for value in absent)
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
@@ -166,6 +187,11 @@ def over_strings(
     _, offset_buffer, data_buffer = array.buffers()
     offsets = np.frombuffer(offset_buffer, offset_type)[array.offset : array.offset + len(array) + 1]
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
+    if offsets[0] < 0 or offsets[-1] > len(data):  # kernels check no bounds
+        raise IdError(
+            f"ids: got a column of {kind} whose offsets, {offsets[0]} to {offsets[-1]}, lie outside its {len(data)} "
+            "bytes; allowed: valid Arrow arrays; over 2 GiB of text need large_string"
+        )
     columns = of_buffers(data, offsets)
     if array.null_count:
         null = array.is_null().to_numpy(zero_copy_only=False)
@@ -174,8 +200,14 @@ def over_strings(
     return columns
 
 
-def _arrow(values: Any) -> pa.Array | pa.ChunkedArray:
-    """Turn what is no Arrow array into one; of lists and object arrays a binary one, str as its UTF-8 bytes."""
+def arrow_strings(values: Strings) -> pa.Array | pa.ChunkedArray:
+    """Turn what `hash_strings` takes into an Arrow array: binary of lists and object arrays, str as its UTF-8 bytes.
+
+    Raises:
+        IdError: values of another type.
+    """
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
     try:
         if hasattr(values, "to_arrow"):  # polars
             return values.to_arrow()

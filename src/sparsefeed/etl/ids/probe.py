@@ -58,11 +58,13 @@ class Probe(NamedTuple):
         words = words_of(values)
         over_slices(lambda start, stop: _probe_ints(words[start:stop], self, rows[start:stop]), len(words), _MIN_SLICE)
 
-    def of_strings(self, strings: Strings) -> NDArray[np.int64]:
-        """Rows of strings, int64 [n]; NULL_ROW for null and empty ones."""
+    def of_strings(self, strings: Strings, rows: NDArray[np.int64]) -> None:
+        """Write the rows of strings [n] into rows, int64 [n]; NULL_ROW for null and empty ones."""
+        out = rows
 
         def of_buffers(data: NDArray[np.uint8], offsets: NDArray[Any]) -> tuple[NDArray[np.int64]]:
-            rows = np.empty(len(offsets) - 1, np.int64)
+            num = len(offsets) - 1  # of all the strings, of a chunk, or of a dictionary
+            rows = out if num == len(out) else np.empty(num, np.int64)
             over_slices(
                 lambda start, stop: _probe_strings(data, offsets[start : stop + 1], self, rows[start:stop]),
                 len(rows),
@@ -70,8 +72,9 @@ class Probe(NamedTuple):
             )
             return (rows,)
 
-        (rows,) = over_strings(strings, of_buffers, (np.int64(NULL_ROW),))
-        return rows
+        (found,) = over_strings(strings, of_buffers, (np.int64(NULL_ROW),))
+        if found is not out:
+            out[:] = found
 
 
 @njit(nogil=True, cache=True)

@@ -7,7 +7,7 @@ become rows of tables in the transform alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,14 @@ class SideState:
         dense: float32 [n, D], NaN for null.
         keys: Per lookup, uint64 [n, max_length], 0 for null and beyond the length.
         lengths: Per lookup, int64 [n]; 1 for an `id` feature, null or not.
+        texts: Per overridden lookup, (row, place, string) of every id that a request brought along as a string.
     """
 
     found: NDArray[np.bool_]
     dense: NDArray[np.float32]
     keys: dict[str, NDArray[np.uint64]]
     lengths: dict[str, NDArray[np.int64]]
+    texts: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -84,5 +86,6 @@ class SideState:
         if not strings:
             return
         keys, _ = hash_strings(strings, key_seed)
-        for (name, row, i), key in zip(places, keys, strict=True):
+        for (name, row, i), key, string in zip(places, keys, strings, strict=True):
             self.keys[name][row, i] = key
+            self.texts.setdefault(name, []).append((row, i, string))

@@ -100,7 +100,7 @@ class TransformStep(Step[RankRequest]):
         member.override(((i, r.overrides.member) for i, r in enumerate(requests)), plan.member_dense, plan.key_seed)
         posts.override(overridden, plan.candidate_dense, plan.key_seed)
         rows = self._rows(member, posts)
-        self._tell_apart(rows, strings[:num], strings[num:])
+        self._tell_apart(rows, member, posts, strings[:num], strings[num:])
         unknown = self._unknown(rows, member, posts, cuts, [row for row, _ in overridden])
         member_dense = plan.member_dense.apply(member.dense)
         candidate_dense = plan.candidate_dense.apply(posts.dense)
@@ -147,13 +147,26 @@ class TransformStep(Step[RankRequest]):
         return rows
 
     def _tell_apart(
-        self, rows: Mapping[str, NDArray[np.int64]], members: Sequence[bytes], posts: Sequence[bytes]
+        self,
+        rows: Mapping[str, NDArray[np.int64]],
+        member: SideState,
+        posts: SideState,
+        member_ids: Sequence[bytes],
+        post_ids: Sequence[bytes],
     ) -> None:
-        # Ids whose keys are equal are told apart where their strings are at hand; a bundle with none pays nothing.
-        for name, strings in ((self._plan.member, members), (self._plan.post, posts)):
-            for item in self._plan.lookups:
-                if item.name == name and self._id_maps[item.table].exceptions:
-                    rows[item.name][:, 0] = self._id_maps[item.table].encode(strings)
+        # Ids whose keys are equal are told apart where their strings are at hand: the request's own ids and those of
+        # overrides; a state has keys alone. A bundle with none pays nothing.
+        own = {self._plan.member: member_ids, self._plan.post: post_ids}
+        for item in self._plan.lookups:
+            id_map = self._id_maps[item.table]
+            if not id_map.exceptions:
+                continue
+            if item.name in own:
+                rows[item.name][:, 0] = id_map.encode(own[item.name])
+            texts = (member if item.side == "member" else posts).texts.get(item.name, [])
+            if texts:
+                row, place, strings = zip(*texts, strict=True)
+                rows[item.name][list(row), list(place)] = id_map.encode(strings)
 
     def _unknown(
         self,

@@ -16,7 +16,8 @@ from clock import clocked
 from results import Recorder, Row
 
 from sparsefeed.etl.ids import IdMap
-from sparsefeed.etl.logs import LogFolder, ReadImpressions
+from sparsefeed.etl.impressions import ReadImpressions
+from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.ops import history, map_ids
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import open_version

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from etl_suite import etl
 from ids import ids
 from results import Recorder, Row, append, check, read
 
@@ -27,24 +27,6 @@ from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare
 from sparsefeed.workflows.workspace import Workspace
 
 Suite = Callable[[Recipe, Workspace, Recorder], list[Row]]
-
-
-def etl(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
-    """Logs to training parquet, cluster start included, as a user waits for it."""
-    with stage("simulate") as progress:
-        simulate_logs(recipe, workspace, progress)
-    shutil.rmtree(workspace.etl, ignore_errors=True)
-    started = time.perf_counter()
-    with stage("etl") as progress:
-        summary = prepare(recipe, workspace, progress=progress)
-    seconds = time.perf_counter() - started
-    rows = summary["num_train_rows"] + summary["num_eval_rows"]
-    size_bytes = sum(path.stat().st_size for path in workspace.etl.rglob("*") if path.is_file())
-    return [
-        record.row("logs to parquet", "rows per second", rows / seconds, "rows/s"),
-        record.row("logs to parquet", "seconds", seconds, "s"),
-        record.row("logs to parquet", "bytes per row", size_bytes / rows, "B"),
-    ]
 
 
 def train(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sparsefeed.etl import frame
+from sparsefeed.etl.impressions import ReadImpressions
+from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.spec import FeedSpec
 
 START = datetime(2026, 11, 2, tzinfo=timezone.utc)
@@ -109,6 +114,21 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([(name, TYPES.get(name, pa.string())) for name in columns])
     pq.write_table(pa.table(columns, schema=schema), path)
+
+
+def read(root: Path, spec: FeedSpec, days: int | None = None, rows: int = 1 << 20) -> pd.DataFrame:
+    """The impressions as the ETL reads them, labels joined: of the first `days` days, or all; strings as objects."""
+    opened = LogFolder.open(root, spec)
+    kept = set(opened.days[:days])
+    with tempfile.TemporaryDirectory() as scratch:
+        reader = ReadImpressions.prepare(spec, opened, rows, Path(scratch))
+        parts = [reader(partition) for partition in opened.partitions(rows) if partition.day in kept]
+    for part in parts:
+        for name in part:
+            column = frame.arrow(part[name])
+            is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+            part[name] = column.to_numpy() if is_number else pd.Series(column.to_pylist(), dtype=object)
+    return pd.concat(parts, ignore_index=True)
 
 
 def change(path: Path, **columns: Any) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Peers"]
+__all__ = ["Peers", "peers_python"]
 
 REQUIREMENTS, SCRIPT = Path(__file__).parent / "requirements.txt", Path(__file__).parent / "ids.py"
 NUM_THREADS = 2
@@ -23,7 +23,7 @@ class Peers:
     """
 
     def __init__(self, environment: Path, folder: Path) -> None:
-        self.python, self.folder = _made(environment), folder
+        self.python, self.folder = peers_python(environment), folder
 
     def write_words(self) -> None:
         """Write words.parquet, unless it is there."""
@@ -42,7 +42,8 @@ class Peers:
         return subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def _made(environment: Path) -> Path:
+def peers_python(environment: Path) -> Path:
+    """The interpreter of the peers' environment, made if it is not there or older than its requirements."""
     python, made_from = environment / "bin" / "python", environment / "requirements.txt"
     if not made_from.exists() or made_from.read_bytes() != REQUIREMENTS.read_bytes():
         shutil.rmtree(environment, ignore_errors=True)

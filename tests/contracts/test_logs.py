@@ -14,7 +14,7 @@ import pytest
 from sparsefeed.errors import BadFileError, DataError
 from sparsefeed.etl import pipeline
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
-from sparsefeed.etl.logs import LogFolder, ReadImpressions
+from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.spec import FeedSpec
 from tests import logs
 
@@ -31,10 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def read(folder: Path, spec: FeedSpec = SPEC) -> pd.DataFrame:
     """The first day's file as the ETL reads it."""
-    opened = LogFolder.open(folder, spec)
-    frame = ReadImpressions(spec, opened.actions)(opened.impressions[0])
-    assert isinstance(frame, pd.DataFrame)
-    return frame
+    return logs.read(folder, spec, days=1)
 
 
 def raw(folder: Path, kind: str = "impressions") -> pd.DataFrame:

@@ -18,7 +18,6 @@ from sparsefeed.errors import BundleError
 from sparsefeed.etl import pipeline
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids import IdMap, hash_strings
-from sparsefeed.etl.logs import LogFolder, ReadImpressions
 from sparsefeed.etl.plan import ServingPlan
 from sparsefeed.etl.snapshot import Snapshot, SnapshotSide
 from sparsefeed.etl.spec import FeedSpec
@@ -47,10 +46,7 @@ def snapshot(folder: Path) -> Snapshot:
 @pytest.fixture(scope="module")
 def fitted(logs_folder: Path) -> pd.DataFrame:
     """The rows of the two fitted days, as logged and joined."""
-    opened = LogFolder.open(logs_folder, SPEC)
-    read = ReadImpressions(SPEC, opened.actions)
-    frame = pd.concat([read(file) for file in opened.of_days(opened.days[:2])])
-    return frame.astype(dict.fromkeys(("member_id", "post_id", "creator_id"), str))
+    return logs.read(logs_folder, SPEC, days=2)
 
 
 def last_rows(fitted: pd.DataFrame, column: str) -> pd.DataFrame:

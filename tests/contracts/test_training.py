@@ -16,7 +16,6 @@ from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids.id_map import IdMap
 from sparsefeed.etl.ids.inverse import Inverse
 from sparsefeed.etl.ids.keys import hash_strings
-from sparsefeed.etl.logs import LogFolder, ReadImpressions
 from tests import logs
 
 SPEC = logs.spec()
@@ -38,9 +37,7 @@ def train(etl_folder: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def raw(logs_folder: Path) -> pd.DataFrame:
-    opened = LogFolder.open(logs_folder, SPEC)
-    read = ReadImpressions(SPEC, opened.actions)
-    return pd.concat([read(file) for file in opened.impressions]).set_index("impression_id", drop=False).sort_index()
+    return logs.read(logs_folder, SPEC).set_index("impression_id", drop=False).sort_index()
 
 
 @pytest.mark.parametrize("part", ["train", "eval"])
@@ -76,7 +73,7 @@ def test_2_dense_features_are_filled_logged_and_standardised(train: pd.DataFrame
         values = raw.loc[train.index, name].fillna(fill).to_numpy(np.float64)
         values = np.log1p(np.maximum(values, 0)) if log else values
         expected = (values - values.mean()) / values.std(ddof=1)
-        np.testing.assert_allclose(train[name], expected, atol=1e-5)  # Merlin sums moments in float32
+        np.testing.assert_allclose(train[name], expected, atol=1e-5)
 
 
 def test_3_every_id_reads_its_own_row_and_decodes_to_its_string(

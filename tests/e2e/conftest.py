@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparsefeed.etl.logs import LogFolder, ReadImpressions
-from sparsefeed.etl.workflow import FeedWorkflow
+from sparsefeed.etl.impressions import ReadImpressions
+from sparsefeed.etl.logs import LogFolder
+from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.serving.config import ServingConfig
@@ -40,18 +41,16 @@ def finish(recipe: Recipe, workspace: Workspace, logs_folder: Path, reference: P
     bundle, _ = export_serving(recipe, workspace)
     feed = FeedWorkflow(recipe.feed, reference)
     opened = LogFolder.open(logs_folder, recipe.feed)
-    feed.fit(feed.dataset(opened, opened.of_days(opened.days[:-1])))
+    read = ReadImpressions.prepare(recipe.feed, opened, recipe.etl.partition_rows, reference / "scratch")
+    training = [p for p in opened.partitions(recipe.etl.partition_rows) if p.day in opened.days[:-1]]
+    feed.fit(dataset_of(recipe.feed, read, training, opened.text_impressions))
     return Run(recipe, workspace, logs_folder, bundle, feed)
 
 
 def training_days(run: Run) -> pd.DataFrame:
     """The training days as the workflow reads them, by time."""
-    opened = LogFolder.open(run.logs, run.recipe.feed)
-    read = ReadImpressions(run.recipe.feed, opened.actions)
-    frame = pd.concat([read(file) for file in opened.of_days(opened.days[:-1])], ignore_index=True)
-    for name in ("member_id", "post_id", "creator_id", "_surface"):
-        frame[name] = frame[name].astype(str)
-    return frame.sort_values("_time", kind="stable")
+    num_days = len(LogFolder.open(run.logs, run.recipe.feed).days) - 1
+    return logs.read(run.logs, run.recipe.feed, num_days).sort_values("_time", kind="stable")
 
 
 def ports() -> dict[str, int]:

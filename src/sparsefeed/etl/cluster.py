@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sparsefeed.errors import ToolError
 from sparsefeed.etl.config import ClusterConfig
 
-__all__ = ["open_cluster", "use_gpu"]
+__all__ = ["compute", "open_cluster", "use_gpu"]
 
+Result = TypeVar("Result")
 _CONNECT_S = 10
+
+
+def compute(calls: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Make calls that do not depend on each other, on Merlin's cluster or in this process; results in order.
+
+    A call whose worker dies is made again on another.
+    """
+    from merlin.core.utils import global_dask_client
+
+    client = global_dask_client()
+    if client is None:
+        return [call() for call in calls]
+    return list(client.gather([client.submit(call, pure=False) for call in calls]))
 
 
 def use_gpu(config: ClusterConfig) -> bool:
@@ -47,6 +62,8 @@ def open_cluster(config: ClusterConfig) -> Iterator[Any]:
 
     # What travelled between workers need not be aligned, and Merlin's imports warn of what is not used.
     environment = {"ACERO_ALIGNMENT_HANDLING": "ignore", "PYTHONWARNINGS": "ignore"}
+    if config.workers:  # of workers here, each has its share of the cores; other clusters say for themselves
+        environment["NUMBA_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // config.workers))
     settings = {
         "distributed.comm.timeouts.connect": "60s",
         "distributed.nanny.pre-spawn-environ": dask.config.get("distributed.nanny.pre-spawn-environ") | environment,
@@ -88,4 +105,19 @@ def open_cluster(config: ClusterConfig) -> Iterator[Any]:
 
 
 def _warm() -> None:
+    """Import what tasks need, and load or compile the kernels that the first of them would wait for."""
+    import numpy as np
+    import pyarrow as pa
+
     import sparsefeed.etl.workflow  # noqa: F401
+    from sparsefeed.etl.ids import IdMap
+    from sparsefeed.etl.ids.string_counts import StringCounts
+    from sparsefeed.etl.kernels.dense import Moments, has_infinity
+
+    for column in (pa.array(["a", "b"]), pa.array(["a", "b"]).dictionary_encode()):
+        counted = StringCounts.of(column, 0)
+    counted = counted.merge(StringCounts.of(pa.array(["c"], pa.large_string()), 0))
+    built = IdMap.build(counted.keys, counted.counts, table="warm", key_seed=0, tail_rows=1, strings=counted.strings)
+    built.encode(pa.array(["a"]))
+    Moments.of(np.zeros(1, np.float32), 0.0, False)
+    has_infinity(np.zeros(1, np.float32))

@@ -22,4 +22,7 @@ class EtlConfig(Frozen):
 
     cluster: ClusterConfig = ClusterConfig()
     eval_days: int = Field(default=1, ge=1)  # the last days, held out for evaluation
+    partition_rows: int = Field(default=500_000, ge=1)  # read, and written as one file, by one task
     row_group_rows: int = Field(default=65_536, ge=1)
+    shuffle: bool = False  # rows of a file
+    shuffle_seed: int = Field(default=0, ge=0)

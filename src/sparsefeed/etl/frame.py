@@ -12,41 +12,45 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sparsefeed.etl.ids.device_strings import DeviceStrings
 
-__all__ = ["arrow", "device_strings", "like", "numpy", "ragged", "strings"]
+__all__ = ["arrow", "arrow_column", "device_strings", "from_arrow", "like", "numpy", "ragged", "strings"]
 
 
 def _is_cudf(column: Any) -> bool:
     return type(column).__module__.split(".")[0] == "cudf"
 
 
-def arrow(column: Any) -> pa.Array:
-    """A frame's column as one Arrow array; pandas categoricals stay dictionary-encoded."""
+def arrow(column: Any) -> pa.Array | pa.ChunkedArray:
+    """A frame's column as an Arrow array, or several of them; what is dictionary-encoded stays so."""
     if _is_cudf(column):
         return column.to_arrow()
     array = pa.Array.from_pandas(column)
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    if isinstance(array, pa.ChunkedArray) and array.num_chunks == 1:
+        return array.chunk(0)
+    return array
 
 
 def numpy(column: Any) -> NDArray[Any]:
-    """A numeric column as a numpy array."""
+    """A numeric column without nulls as a numpy array; of Arrow's memory it is a view."""
+    if isinstance(column.dtype, pd.ArrowDtype):
+        return np.asarray(arrow(column).to_numpy())
     return np.asarray(column.to_numpy())
 
 
-def strings(column: Any) -> tuple[NDArray[np.int64] | None, pa.Array]:
+def strings(column: Any) -> tuple[NDArray[np.int64] | None, pa.Array | pa.ChunkedArray]:
     """An id column: (None, strings) or, for a list column, (offsets int64 [n+1], flat strings)."""
     array = arrow(column)
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         return None, array
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    if array.null_count:
-        # A null list is an empty one; its offsets may span anything.
-        keep = np.where(array.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets), 0)
-        return np.r_[0, np.cumsum(keep)], array.flatten()
-    return offsets - offsets[0], array.flatten()
+    chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    # A null list is an empty one; its offsets may span anything.
+    lengths = [np.asarray(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(), np.int64) for chunk in chunks]
+    flat = pa.chunked_array([chunk.flatten() for chunk in chunks], array.type.value_type)
+    return np.r_[0, np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))], flat
 
 
 def device_strings(column: Any) -> DeviceStrings | None:
@@ -84,20 +88,35 @@ class _Buffer:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.buffer.ptr, False), "version": 3}
 
 
+def arrow_column(array: pa.Array | pa.ChunkedArray | NDArray[Any]) -> pd.Series:
+    """A column that keeps the memory it is given: no Python object per value, no copy when columns are chosen."""
+    if isinstance(array, np.ndarray):
+        array = pa.array(array)
+    chunked = array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
+    return pd.Series(pd.arrays.ArrowExtensionArray(chunked))
+
+
 def ragged(offsets: NDArray[np.int64], values: NDArray[Any]) -> pd.Series:
     """A list column whose row i is values[offsets[i]:offsets[i+1]]."""
-    return pd.Series(np.split(values, offsets[1:-1]) if len(offsets) > 1 else [], dtype=object)
+    return arrow_column(pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), pa.array(values)))
+
+
+def from_arrow(columns: dict[str, Any], cudf: bool) -> Any:
+    """A frame of columns [n]: numpy arrays, or Arrow arrays of strings or lists."""
+    if cudf:
+        import cudf as library
+
+        return library.DataFrame.from_arrow(pa.table(columns))
+    return like(pd.DataFrame(index=pd.RangeIndex(len(next(iter(columns.values()))))), columns)
 
 
 def like(frame: Any, columns: dict[str, Any]) -> Any:
-    """A frame of the same library and index as `frame`, with these columns."""
+    """A frame of the same library and index as `frame`, with these columns: Series, numpy or Arrow arrays."""
     if _is_cudf(frame):
         import cudf
 
         return cudf.DataFrame({k: cudf.Series(v, index=frame.index) for k, v in columns.items()}, index=frame.index)
-    out = pd.DataFrame(index=frame.index)
-    for name, column in columns.items():
-        if isinstance(column, pd.Series):
-            column.index = frame.index
-        out[name] = column
-    return out
+    series = {k: v if isinstance(v, pd.Series) else arrow_column(v) for k, v in columns.items()}
+    for column in series.values():
+        column.index = frame.index
+    return pd.DataFrame(series, index=frame.index, copy=False)

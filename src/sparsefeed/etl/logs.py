@@ -1,62 +1,78 @@
-"""Impression and action logs as one Dask dataset: labels joined, columns checked, ids kept as dictionaries.
+"""A folder of logs: its files by day, their footers checked, and how they are cut into partitions.
 
-Reading is a map over files: a partition is one impression file joined with the action files of its own
-and the next `attribution_days` days, so nothing is shuffled and nothing is written.
-
-Columns of a partition: the spec's raw id and dense columns, then `y_<response>` float32, `t_<response>`
-int64 (event time in ms, 0 for none), and of `TIME`, `POSITION`, `SURFACE`, `RANDOM`, `IMPRESSION` those declared.
+Nothing but footers is read here (docs/contracts/logs.md says what must be in them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from sparsefeed.errors import BadFileError, DataError, did_you_mean
 from sparsefeed.etl.spec import Actions, FeedSpec, IdFeature, IdListFeature
 
-__all__ = [
-    "IMPRESSION",
-    "POSITION",
-    "RANDOM",
-    "SURFACE",
-    "TIME",
-    "LogFile",
-    "LogFolder",
-    "ReadImpressions",
-    "event_time",
-    "label",
-]
+__all__ = ["Kinds", "LogFile", "LogFolder", "Partition", "Piece", "action_columns", "impression_columns"]
 
-TIME, POSITION, SURFACE, RANDOM, IMPRESSION = "_time", "_position", "_surface", "_random", "impression_id"
-
-
-def label(response: str) -> str:
-    """Name of a response's label column."""
-    return f"y_{response}"
-
-
-def event_time(response: str) -> str:
-    """Name of the column with the moment of a response, int64 ms; 0 for none."""
-    return f"t_{response}"
+_FOOTERS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class LogFile:
-    """One parquet file of a day."""
+    """One parquet file of a day.
+
+    Attributes:
+        path: where it lies.
+        day: of its folder.
+        row_groups: rows of each row group.
+    """
 
     path: Path
     day: date
+    row_groups: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all its row groups."""
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Row groups of one file that follow each other.
+
+    Attributes:
+        path: of the file.
+        row_groups: their indices.
+        first_row: the first row's place in the file.
+    """
+
+    path: Path
+    row_groups: tuple[int, ...]
+    first_row: int
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What one task reads: pieces of files of one kind and day.
+
+    Attributes:
+        number: counts the partitions of a folder's files of that kind, in the order of days, names and rows.
+        day: of the files.
+        pieces: in order.
+        num_rows: of all pieces.
+    """
+
+    number: int
+    day: date
+    pieces: tuple[Piece, ...]
+    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -77,22 +93,22 @@ class LogFolder:
             raise DataError(
                 f"{root / 'impressions'}: no day=YYYY-MM-DD/*.parquet; point --logs at a folder with impressions/ in it"
             )
-        types = {_check(file.path, _impression_columns(spec)).field(spec.logs.impression).type for file in impressions}
+        checked = [*_checked(impressions, impression_columns(spec), spec.logs.impression)]
+        types = [dtype for _, dtype in checked]
+        checked_actions: list[tuple[LogFile, pa.DataType]] = []
         if spec.logs.actions:
-            for file in actions:
-                types.add(
-                    _check(file.path, _action_columns(spec.logs.actions)).field(spec.logs.actions.impression).type
-                )
+            checked_actions = [*_checked(actions, action_columns(spec.logs.actions), spec.logs.actions.impression)]
+            types += [dtype for _, dtype in checked_actions]
         text = [not pa.types.is_integer(dtype) for dtype in types]
         if any(text) and not all(text):
             raise DataError(
                 f'{root}: column "{spec.logs.impression}" is text in some files and integer in others; write them alike'
             )
         # Spark and others leave parts without a row; there is nothing in them to check or to read.
-        filled = tuple(file for file in impressions if pq.read_metadata(file.path).num_rows)
+        filled = tuple(file for file, _ in checked if file.num_rows)
         if not filled:
             raise DataError(f"{root / 'impressions'}: {len(impressions)} files, and not one row in them")
-        return cls(root, filled, actions, any(text))
+        return cls(root, filled, tuple(file for file, _ in checked_actions if file.num_rows), any(text))
 
     @property
     def days(self) -> tuple[date, ...]:
@@ -103,21 +119,51 @@ class LogFolder:
         """Impression files of these days, by day and name."""
         return tuple(file for file in self.impressions if file.day in set(days))
 
+    def partitions(self, rows: int) -> tuple[Partition, ...]:
+        """The impressions cut into partitions of at most `rows` rows, or one row group where that has more."""
+        return _partitions(self.impressions, rows)
 
-def _files(folder: Path) -> tuple[LogFile, ...]:
+    def action_partitions(self, rows: int) -> tuple[Partition, ...]:
+        """The actions, likewise."""
+        return _partitions(self.actions, rows)
+
+
+def _files(folder: Path) -> list[tuple[Path, date]]:
     files = []
     for path in sorted(folder.glob("day=*/*.parquet")):
         try:
-            files.append(LogFile(path, date.fromisoformat(path.parent.name.removeprefix("day="))))
+            files.append((path, date.fromisoformat(path.parent.name.removeprefix("day="))))
         except ValueError as error:
             raise DataError(f"{path.parent}: not a day=YYYY-MM-DD folder ({error}); rename it") from error
-    return tuple(files)
+    return files
+
+
+def _partitions(files: Sequence[LogFile], rows: int) -> tuple[Partition, ...]:
+    partitions: list[Partition] = []
+    for day, of_day in groupby(files, lambda file: file.day):
+        pieces: list[Piece] = []
+        num_rows = 0
+        for file in of_day:
+            first_row = 0
+            for group, size in enumerate(file.row_groups):
+                if pieces and num_rows + size > rows:
+                    partitions.append(Partition(len(partitions), day, tuple(pieces), num_rows))
+                    pieces, num_rows = [], 0
+                if pieces and pieces[-1].path == file.path:
+                    pieces[-1] = Piece(file.path, (*pieces[-1].row_groups, group), pieces[-1].first_row)
+                else:
+                    pieces.append(Piece(file.path, (group,), first_row))
+                first_row += size
+                num_rows += size
+        partitions.append(Partition(len(partitions), day, tuple(pieces), num_rows))
+    return tuple(partitions)
 
 
 Kinds = dict[str, str]  # column -> "string" | "strings" | "number" | "integer" | "time" | "label" | "id"
 
 
-def _impression_columns(spec: FeedSpec) -> Kinds:
+def impression_columns(spec: FeedSpec) -> Kinds:
+    """What kind of column each raw column of the impressions must be."""
     columns: Kinds = {spec.logs.impression: "id", spec.logs.time: "time"}
     if spec.logs.position:
         columns[spec.logs.position] = "integer"
@@ -138,7 +184,8 @@ def _impression_columns(spec: FeedSpec) -> Kinds:
     return columns
 
 
-def _action_columns(actions: Actions) -> Kinds:
+def action_columns(actions: Actions) -> Kinds:
+    """What kind of column each column of the actions must be."""
     return {actions.impression: "id", actions.action: "string", actions.time: "time"}
 
 
@@ -171,10 +218,25 @@ _MEANING = {
 }
 
 
-def _check(path: Path, wanted: Kinds) -> pa.Schema:
+def _checked(
+    files: Sequence[tuple[Path, date]], wanted: Kinds, impression: str
+) -> Iterator[tuple[LogFile, pa.DataType]]:
+    """The files with their row groups, and the type of the impression's id in each."""
+
+    def check(path_and_day: tuple[Path, date]) -> tuple[LogFile, pa.DataType]:
+        path, day = path_and_day
+        schema, row_groups = _check(path, wanted)
+        return LogFile(path, day, row_groups), schema.field(impression).type
+
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        yield from pool.map(check, files)
+
+
+def _check(path: Path, wanted: Kinds) -> tuple[pa.Schema, tuple[int, ...]]:
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
+            schema, footer = file.schema_arrow, file.metadata
+            row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
     except (pa.ArrowException, OSError) as error:
         raise BadFileError(path, f"not readable as parquet ({error}); write the file again or take it out") from error
     for name, kind in wanted.items():
@@ -186,183 +248,4 @@ def _check(path: Path, wanted: Kinds) -> pa.Schema:
             )
         if not _is(kind, schema.field(name).type):
             raise DataError(f'{path}: column "{name}" is {schema.field(name).type}; it must be {_MEANING[kind]}')
-    return schema
-
-
-def read_parquet(path: Path, columns: list[str], dictionaries: list[str]) -> pa.Table:
-    """Some columns of one file, string ids dictionary-encoded; BadFileError names a file that breaks off."""
-    try:
-        with pq.ParquetFile(path, read_dictionary=dictionaries) as file:
-            return file.read(columns)
-    except (pa.ArrowException, OSError) as error:
-        raise BadFileError(path, f"breaks off or is damaged ({error}); write the file again or take it out") from error
-
-
-def milliseconds(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Timestamps of any unit, or int64 milliseconds, as int64 milliseconds; null is an error of the caller's."""
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("ms", tz=column.type.tz), safe=False).cast(pa.int64())
-    return np.asarray(column.to_numpy())
-
-
-@dataclass(frozen=True)
-class ReadImpressions:
-    """One impression file -> one partition; picklable, for `dask.dataframe.from_map`.
-
-    `columns` are those of the partition to keep (None: all); cuDF frames where `cudf` is true.
-    """
-
-    spec: FeedSpec
-    actions: tuple[LogFile, ...]
-    columns: tuple[str, ...] | None = None
-    cudf: bool = False
-
-    def project_columns(self, columns: Sequence[str]) -> ReadImpressions:
-        """The same reader for fewer columns (Dask's column projection)."""
-        return ReadImpressions(self.spec, self.actions, tuple(columns), self.cudf)
-
-    @property
-    def meta(self) -> pd.DataFrame:
-        """An empty partition with the right columns and types."""
-        spec = self.spec
-        frame: dict[str, Any] = {}
-        for feature in spec.features:
-            if isinstance(feature, IdFeature):
-                frame[feature.name] = pd.Categorical([])
-            elif isinstance(feature, IdListFeature):
-                frame[feature.name] = np.zeros(0, object)
-            elif feature.kind == "dense":
-                frame[feature.name] = np.zeros(0, np.float32)
-        for response in spec.responses:
-            frame[label(response.name)] = np.zeros(0, np.float32)
-            frame[event_time(response.name)] = np.zeros(0, np.int64)
-        frame |= {TIME: np.zeros(0, np.int64), POSITION: np.zeros(0, np.int32), SURFACE: pd.Categorical([])}
-        frame |= {RANDOM: np.zeros(0, np.int8), IMPRESSION: np.zeros(0, np.int64)}
-        out = pd.DataFrame(frame)
-        return out[list(self.columns)] if self.columns else out
-
-    def __call__(self, file: LogFile) -> Any:
-        """Read, check, join and convert one file."""
-        spec, logs = self.spec, self.spec.logs
-        kinds = _impression_columns(spec)
-        text = [name for name, kind in kinds.items() if kind == "string"]
-        table = read_parquet(file.path, list(kinds), text)
-        table = _first_of_repeated(file.path, table, logs.impression)
-        time_ms = _no_nulls(file.path, logs.time, milliseconds, table)
-        frame: dict[str, Any] = {}
-        for feature in spec.features:
-            if isinstance(feature, (IdFeature, IdListFeature)):
-                frame[feature.name] = table.column(feature.name).to_pandas()
-            elif feature.kind == "dense":
-                frame[feature.name] = _numbers(table.column(feature.name))
-        impression = table.column(logs.impression)
-        joined = _join(impression, time_ms, self.actions, file.day, spec) if logs.actions else {}
-        for response in spec.responses:
-            if response.column:
-                y = _labels(file.path, response.column, table)
-                frame[label(response.name)] = y
-                frame[event_time(response.name)] = np.where(y > 0, time_ms, 0)
-            else:
-                moment = joined[response.name]
-                frame[label(response.name)] = (moment > 0).astype(np.float32)
-                frame[event_time(response.name)] = moment
-        frame[TIME] = time_ms
-        frame[POSITION] = (
-            _positions(file.path, logs.position, table) if logs.position else np.zeros(len(table), np.int32)
-        )
-        frame[SURFACE] = (
-            _no_nulls(file.path, logs.surface, lambda c: c.to_pandas(), table)
-            if logs.surface
-            else pd.Categorical.from_codes(np.zeros(len(table), np.int8), ["all"])
-        )
-        frame[RANDOM] = _random(file.path, spec, table)
-        frame[IMPRESSION] = impression.to_pandas()
-        out = pd.DataFrame(frame)
-        if self.columns:
-            out = out[list(self.columns)]
-        if self.cudf:
-            import cudf
-
-            return cudf.DataFrame.from_pandas(out)
-        return out
-
-
-def _first_of_repeated(path: Path, table: pa.Table, impression: str) -> pa.Table:
-    ids = pd.Series(_no_nulls(path, impression, lambda c: c.to_pandas(), table))
-    repeated = ids.duplicated().to_numpy()
-    return table.filter(pa.array(~repeated)) if repeated.any() else table
-
-
-def _numbers(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """A dense feature; infinities are no numbers and read as null."""
-    values = column.cast(pa.float32(), safe=False).to_numpy()
-    return np.where(np.isfinite(values), values, np.float32(np.nan))
-
-
-def _no_nulls(path: Path, name: str, convert: Any, table: pa.Table) -> Any:
-    column = table.column(name)
-    if column.null_count:
-        raise DataError(
-            f'{path}: column "{name}" has {column.null_count} nulls of {len(column)} rows; every impression needs one'
-        )
-    return convert(column)
-
-
-def _labels(path: Path, name: str, table: pa.Table) -> NDArray[np.float32]:
-    y = _no_nulls(path, name, lambda c: c.cast(pa.float32()).to_numpy(), table)
-    wrong = (y != 0) & (y != 1)
-    if wrong.any():
-        raise DataError(f'{path}: label "{name}" is {y[wrong][0]} in row {int(np.argmax(wrong))}; it must be 0 or 1')
-    return np.asarray(y, np.float32)
-
-
-def _positions(path: Path, name: str, table: pa.Table) -> NDArray[np.int32]:
-    position = _no_nulls(path, name, lambda c: c.to_numpy(), table)
-    if len(position) and position.min() < 1:
-        row = int(np.argmin(position))
-        raise DataError(f'{path}: column "{name}" is {position[row]} in row {row}; positions count from 1')
-    return np.asarray(position, np.int32)
-
-
-def _random(path: Path, spec: FeedSpec, table: pa.Table) -> NDArray[np.int8]:
-    if spec.sessions is None:
-        return np.zeros(len(table), np.int8)
-    column = table.column(spec.sessions.column)
-    known = {spec.sessions.random, spec.sessions.production}
-    for value in pc.unique(column.cast(pa.string())).to_pylist():
-        if value not in known:
-            raise DataError(
-                f'{path}: column "{spec.sessions.column}" holds {value!r}; allowed: {sorted(known)} (recipe: sessions)'
-            )
-    return np.asarray(pc.equal(column.cast(pa.string()), spec.sessions.random).to_numpy()).astype(np.int8)
-
-
-def _join(
-    impression: pa.ChunkedArray, time_ms: NDArray[np.int64], files: Sequence[LogFile], day: date, spec: FeedSpec
-) -> dict[str, NDArray[np.int64]]:
-    """Per action response, the first action's time of each impression in ms, 0 for none.
-
-    A clock may say that the action came before the impression; it did not, and its time is the impression's.
-    """
-    actions = spec.logs.actions
-    assert actions is not None
-    responses = [response.name for response in spec.responses if response.column is None]
-    found = {name: np.zeros(len(impression), np.int64) for name in responses}
-    row_of = pd.Index(impression.to_pandas())
-    last = day + timedelta(days=actions.attribution_days)
-    for file in files:
-        if not day <= file.day <= last:
-            continue
-        table = read_parquet(file.path, [actions.impression, actions.action, actions.time], [])
-        table = table.filter(pc.is_valid(table.column(actions.impression)))  # a null would turn integers into floats
-        row = row_of.get_indexer(table.column(actions.impression).to_pandas())
-        moment = _no_nulls(file.path, actions.time, milliseconds, table)
-        kind = table.column(actions.action)
-        for name in responses:
-            chosen = np.asarray(pc.equal(kind, name).fill_null(False).to_numpy()) & (row >= 0)
-            first = found[name]
-            earlier = np.full(len(first), np.iinfo(np.int64).max)
-            np.minimum.at(earlier, row[chosen], moment[chosen])
-            hit = earlier < np.iinfo(np.int64).max
-            first[hit] = np.where(first[hit] > 0, np.minimum(first[hit], earlier[hit]), earlier[hit])
-    return {name: np.where(first > 0, np.maximum(first, time_ms), 0) for name, first in found.items()}
+    return schema, row_groups

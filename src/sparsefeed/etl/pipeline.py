@@ -16,15 +16,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from merlin.io import Dataset
-
 from sparsefeed.errors import DataError, DataWarning
 from sparsefeed.etl.cluster import open_cluster, use_gpu
 from sparsefeed.etl.config import EtlConfig
-from sparsefeed.etl.logs import LogFolder, label
+from sparsefeed.etl.impressions import ReadImpressions
+from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.etl.workflow import FeedWorkflow
+from sparsefeed.etl.training_data import write_training_data
+from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
 from sparsefeed.lock import only_writer
 from sparsefeed.progress import Progress, silent
 
@@ -39,7 +38,8 @@ def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder) -> str:
         (str(f.path.relative_to(logs.root)), f.path.stat().st_size, f.path.stat().st_mtime_ns)
         for f in (*logs.impressions, *logs.actions)
     ]
-    text = json.dumps([spec.dump(), config.eval_days, config.row_group_rows, files])
+    written = config.model_dump(mode="json", exclude={"cluster"})
+    text = json.dumps([spec.dump(), written, files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -94,20 +94,32 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
     feed = FeedWorkflow(spec, partial)
     gpu = use_gpu(config.cluster)
     notes: list[str] = []
+    eval_days = set(days[-config.eval_days :])
     with open_cluster(config.cluster), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        progress(0, 4, "looking for repeated impressions, indexing the actions")
+        partitions = logs.partitions(config.partition_rows)
+        read = ReadImpressions.prepare(spec, logs, config.partition_rows, partial / "scratch", gpu)
+        parts = {
+            name: dataset_of(spec, read, some, logs.text_impressions)
+            for name, some in (
+                ("train", [p for p in partitions if p.day not in eval_days]),
+                ("eval", [p for p in partitions if p.day in eval_days]),
+            )
+        }
         progress(1, 4, f"fitting ids, statistics, weights and histories on {len(days) - config.eval_days} days")
-        training = feed.dataset(logs, logs.of_days(days[: -config.eval_days]), gpu)
-        feed.fit(training)
-        progress(2, 4, "writing the training parquet")
-        _write(feed, training, partial / "train", config)
-        progress(3, 4, "writing the evaluation parquet")
-        _write(feed, feed.dataset(logs, logs.of_days(days[-config.eval_days :]), gpu), partial / "eval", config)
+        feed.fit(parts["train"])
+        num_rows = {}
+        for step, name, what in ((2, "train", "training"), (3, "eval", "evaluation")):
+            progress(step, 4, f"writing the {what} parquet")
+            num_rows[name] = _write(feed, parts[name], partial / name, config)
         notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
-    num_train_rows, num_eval_rows = _num_rows(partial / "train"), _num_rows(partial / "eval")
-    num_logged = sum(pq.read_metadata(file.path).num_rows for file in logs.impressions)
-    if num_repeated := num_logged - num_train_rows - num_eval_rows:
+    assert read.repeats is not None
+    if num_repeated := read.repeats.count():
+        num_logged = sum(file.num_rows for file in logs.impressions)
         notes.append(f'column "{spec.logs.impression}": {num_repeated} of {num_logged} rows repeat an id; dropped')
+    for folder in ("scratch", "runs"):
+        shutil.rmtree(partial / folder, ignore_errors=True)
     (partial / "transform").mkdir()
     feed.plan().save(partial / "transform" / "plan.json")
     (partial / "spec.json").write_text(spec.dump(), "utf-8")
@@ -116,8 +128,8 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
         "spec_digest": spec.digest,
         "train_days": [str(day) for day in days[: -config.eval_days]],
         "eval_days": [str(day) for day in days[-config.eval_days :]],
-        "num_train_rows": num_train_rows,
-        "num_eval_rows": num_eval_rows,
+        "num_train_rows": num_rows["train"],
+        "num_eval_rows": num_rows["eval"],
         "num_ids": {name: id_map.num_admitted for name, id_map in maps.items()},
         "num_rows": {name: id_map.num_rows for name, id_map in maps.items()},
         "capacity_rows": {name: id_map.capacity_rows for name, id_map in maps.items()},
@@ -137,16 +149,7 @@ def _finished(out: Path) -> dict[str, Any]:
         raise DataError(f"{out}: exists and is no finished ETL result ({error}); remove it or name another") from error
 
 
-def _write(feed: FeedWorkflow, dataset: Dataset, folder: Path, config: EtlConfig) -> None:
-    spec = feed.spec
-    feed.transform(dataset).to_parquet(
-        str(folder),
-        row_group_size=config.row_group_rows,
-        labels=[label(r.name) for r in spec.responses],
-        conts=[f.name for f in spec.dense],
-        cats=[f.name for f in spec.lookups],
-    )
-
-
-def _num_rows(folder: Path) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in sorted(folder.glob("*.parquet")))
+def _write(feed: FeedWorkflow, dataset: Any, folder: Path, config: EtlConfig) -> int:
+    out = feed.transform(dataset)
+    seed = config.shuffle_seed if config.shuffle else None
+    return write_training_data(out.to_ddf(), out.schema, feed.spec, folder, config.row_group_rows, seed)

@@ -55,7 +55,7 @@ class LastKnown:
     Attributes:
         key: uint64 [n], ascending, unique.
         time_ms: int64 [n].
-        tie: int64 [n]; decides between rows of the same moment (the row's place in its file).
+        tie: int64 [n]; decides between rows of the same moment (the row's place in the logs).
         dense: float32 [n, D], raw, NaN for null.
         ids: per other id or list feature of the side.
     """

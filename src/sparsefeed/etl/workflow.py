@@ -1,7 +1,6 @@
 """FeedSpec -> nvtabular.Workflow: the operators, the order of columns and the fitted serving plan.
 
-Dense features go through NVTabular's own operators; ids, weights and histories through ours. No operator
-waits for another's statistics, so one graph fits them all; each reads the logs for itself.
+No operator waits for another's statistics, so one reading of the logs fits them all (ops.statistic).
 """
 
 from __future__ import annotations
@@ -14,30 +13,30 @@ import dask.dataframe as dd
 import merlin.dtypes as md
 import numpy as np
 import nvtabular as nvt
-from merlin.dag import ColumnSelector, Graph
+from merlin.dag import ColumnSelector
 from merlin.io import Dataset
 from merlin.schema import ColumnSchema, Schema
-from nvtabular.ops import Clip, FillMissing, LogOp, Normalize, StatOperator
 
-from sparsefeed.etl.logs import (
+from sparsefeed.etl.impressions import (
     IMPRESSION,
     POSITION,
     RANDOM,
     SURFACE,
     TIME,
-    LogFile,
-    LogFolder,
     ReadImpressions,
     event_time,
     label,
 )
+from sparsefeed.etl.logs import Partition
 from sparsefeed.etl.ops.history import CONTEXT, History
 from sparsefeed.etl.ops.ips import Ips, cell, weight
 from sparsefeed.etl.ops.map_ids import MapIds
+from sparsefeed.etl.ops.standardise import Standardise
+from sparsefeed.etl.ops.statistic import Statistic, fit
 from sparsefeed.etl.plan import DensePlan, LookupPlan, ServingPlan, TablePlan
 from sparsefeed.etl.spec import FeedSpec, Side, side_of
 
-__all__ = ["FeedWorkflow", "training_columns"]
+__all__ = ["FeedWorkflow", "dataset_of", "training_columns"]
 
 
 def training_columns(spec: FeedSpec) -> list[str]:
@@ -60,6 +59,14 @@ def _input_schema(spec: FeedSpec, text_impressions: bool) -> Schema:
     return Schema(columns)
 
 
+def dataset_of(
+    spec: FeedSpec, read: ReadImpressions, partitions: Sequence[Partition], text_impressions: bool
+) -> Dataset:
+    """Partitions of the impressions as a Merlin dataset; nothing is read yet."""
+    ddf = dd.from_map(read, list(partitions), meta=read.meta, enforce_metadata=False)
+    return Dataset(ddf, schema=_input_schema(spec, text_impressions), cpu=not read.cudf)
+
+
 @dataclass
 class FeedWorkflow:
     """A FeedSpec's nvtabular.Workflow and the operators that hold its fitted state.
@@ -77,37 +84,22 @@ class FeedWorkflow:
         self.map_ids = MapIds(spec, self.folder)
         self.history = History(spec, self.map_ids, self.folder)
         self.ips = Ips(spec, self.folder) if spec.ips != "none" else None
-        self.normalize: dict[str, Normalize] = {}
+        self.standardise = Standardise(spec)
+        operators = [self.standardise if spec.dense else None, self.map_ids, self.history, self.ips]
+        self.operators: list[Statistic] = [operator for operator in operators if operator is not None]
         graph = ColumnSelector([label(r.name) for r in spec.responses])
-        for fill, log in sorted({(f.fill, f.log) for f in spec.dense}):
-            names = [f.name for f in spec.dense if (f.fill, f.log) == (fill, log)]
-            normalize = Normalize(out_dtype=np.float32)
-            self.normalize |= dict.fromkeys(names, normalize)
-            branch = ColumnSelector(names) >> FillMissing(fill_val=fill)
-            graph = graph + ((branch >> Clip(min_value=0) >> LogOp() if log else branch) >> normalize)
-        graph = graph + (self.map_ids.columns >> self.map_ids) + (self.history.columns >> self.history)
-        if self.ips is not None:
-            graph = graph + (self.ips.columns >> self.ips)
+        for operator in self.operators:
+            graph = graph + (operator.columns >> operator)
         self.workflow = nvt.Workflow(graph)
 
-    def dataset(self, logs: LogFolder, files: Sequence[LogFile], gpu: bool = False) -> Dataset:
-        """Impression files as a Merlin dataset, one partition a file; nothing is read yet."""
-        read = ReadImpressions(self.spec, logs.actions, cudf=gpu)
-        meta = read.meta
-        if gpu:
-            import cudf
-
-            meta = cudf.DataFrame.from_pandas(meta)
-        ddf = dd.from_map(read, list(files), meta=meta, enforce_metadata=False)
-        return Dataset(ddf, schema=_input_schema(self.spec, logs.text_impressions), cpu=not gpu)
-
     def fit(self, dataset: Dataset) -> None:
-        """Fit ids, statistics, weights, histories and the snapshot as one graph."""
+        """Fit ids, statistics, weights, histories and the snapshot by one reading of the dataset."""
+        # Not Workflow.fit: it reads for each operator, then infers types from the first partition, which fails
+        # where all its histories are empty; every operator here states its types.
         graph = self.workflow.graph
         graph.construct_schema(dataset.schema)
-        # Not Workflow.fit: it then infers types from the first partition, which fails where all its histories are
-        # empty, and every operator here states its types.
-        self.workflow.executor.fit_phase(dataset, Graph.get_nodes_by_op_type([graph.output_node], StatOperator))
+        columns = dict.fromkeys(name for operator in self.operators for name in operator.columns)
+        fit(self.operators, dataset.to_ddf(columns=list(columns)))
         graph.construct_schema(dataset.schema, preserve_dtypes=True)
 
     def transform(self, dataset: Dataset) -> Dataset:
@@ -150,6 +142,6 @@ class FeedWorkflow:
             names=tuple(f.name for f in features),
             fill=tuple(f.fill for f in features),
             log=tuple(f.log for f in features),
-            mean=tuple(self.normalize[f.name].means[f.name] for f in features),
-            std=tuple(self.normalize[f.name].stds[f.name] for f in features),
+            mean=tuple(self.standardise.moments[f.name].mean for f in features),
+            std=tuple(self.standardise.moments[f.name].std for f in features),
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sparsefeed.etl.ids import hash_strings, id_map
+from sparsefeed.etl.ids import hash_strings, id_map, string_counts
 from sparsefeed.etl.ids.probe import NULL_ROW, Probe
+from sparsefeed.etl.ids.string_counts import StringCounts
 
 __all__ = ["narrow_hash", "use_narrow_keys"]
 
@@ -23,6 +26,14 @@ def _of_strings(probe: Probe, strings: object, rows: np.ndarray) -> None:
 
 
 def use_narrow_keys(patch: pytest.MonkeyPatch) -> None:
-    """Truncate the hash wherever a map hashes."""
+    """Truncate the hash wherever a map, or who counts for it, hashes."""
+    count = string_counts._count
+
+    def narrow_count(array: object, seed: int) -> StringCounts:
+        counted = count(array, seed)
+        order = np.argsort(counted.keys & np.uint64(7), kind="stable")
+        return replace(counted.take(order), keys=counted.keys[order] & np.uint64(7))
+
+    patch.setattr(string_counts, "_count", narrow_count)
     patch.setattr(id_map, "hash_strings", narrow_hash)
     patch.setattr(Probe, "of_strings", _of_strings)

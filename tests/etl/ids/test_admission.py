@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.ids import KeyCounts, admission
-from sparsefeed.etl.ids.admission import admit, candidates, groups_of_equal_keys
+from sparsefeed.etl.ids.admission import admit, groups_of_equal_keys
 
 PAIRS = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 4)), unique_by=lambda p: p[0], max_size=30)
 
@@ -43,37 +42,9 @@ def test_the_same_string_twice_is_named_in_every_layout(strings: object) -> None
         groups_of_equal_keys(np.array([5, 5, 5], np.uint64), strings, "ids/post")
 
 
-STRINGS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6)), min_size=1, max_size=40)
-
-
-def candidates_of(strings: list[tuple[int, int]], min_count: int, max_ids: int | None) -> list[int]:
-    parts = [KeyCounts(np.array([key], np.uint64), np.array([count])) for key, count in strings]
-    return candidates(parts[0].merge(*parts[1:]), min_count, max_ids).tolist()
-
-
-@settings(max_examples=120, deadline=None)
-@given(STRINGS, st.integers(1, 8), st.none() | st.integers(1, 12))
-def test_every_admitted_string_has_a_candidate_key_though_most_keys_are_shared(
-    strings: list[tuple[int, int]], min_count: int, max_ids: int | None
-) -> None:
-    keys, counts = (np.array(column) for column in zip(*strings, strict=True))
-    admitted = admit(keys.astype(np.uint64), counts, min_count, max_ids)
-    chosen = candidates_of(strings, min_count, max_ids)
-    assert set(keys[admitted].tolist()) <= set(chosen)
-    assert chosen == sorted(set(chosen))
-    assert all(counts[keys == key].sum() >= min_count for key in chosen)
-
-
-def test_spare_candidates_make_up_for_keys_of_several_strings(monkeypatch: pytest.MonkeyPatch) -> None:
-    strings = [(1, 5), (1, 5), (2, 8), (3, 2)]  # key 1 stands first, the string of key 2 is the most frequent
-    monkeypatch.setattr(admission, "SPARE_IDS", 0)
-    assert candidates_of(strings, 1, 1) == [1]
-    monkeypatch.setattr(admission, "SPARE_IDS", 1)
-    assert candidates_of(strings, 1, 1) == [1, 2]
-
-
-def test_candidates_beyond_max_ids_are_few() -> None:
-    keys = np.arange(5000, dtype=np.uint64)
-    counts = KeyCounts(keys, np.arange(1, 5001))
-    assert candidates(counts, 1, 100).tolist() == list(range(5000 - 100 - admission.SPARE_IDS, 5000))
-    assert candidates(counts, 4990, 100).tolist() == list(range(4989, 5000))
+def test_where_the_cut_goes_through_equal_keys_and_counts_the_lesser_strings_are_admitted() -> None:
+    strings = pa.array(["d", "b", "c", "a", "e"])
+    keys, counts = np.array([1, 2, 2, 2, 3], np.uint64), np.array([9, 5, 5, 5, 5])
+    for max_ids, chosen in ((1, "d"), (2, "ad"), (3, "abd"), (4, "abcd"), (5, "abcde"), (9, "abcde")):
+        places = admit(keys, counts, 1, max_ids, strings)
+        assert "".join(sorted(strings.take(pa.array(places)).to_pylist())) == chosen

@@ -15,21 +15,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from dask.callbacks import Callback
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsefeed.errors import DataError
+from sparsefeed.etl import frame, ids
 from sparsefeed.etl.cluster import open_cluster
 from sparsefeed.etl.config import ClusterConfig
 from sparsefeed.etl.ids import IdMap, Inverse
+from sparsefeed.etl.ids.string_counts import StringCounts
+from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.ops import map_ids
 from sparsefeed.etl.ops.map_ids import MapIds
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.etl.workflow import FeedWorkflow
+from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
 from tests import logs
-from tests.etl.ids.narrow import narrow_hash, use_narrow_keys
+from tests.etl.ids.narrow import use_narrow_keys
 
 Layout = Callable[[list[str | None]], Any]
 PLAIN: Layout = lambda ids: np.array(ids, object)  # noqa: E731
@@ -69,7 +71,7 @@ def fit(operator: MapIds, partitions: list[pd.DataFrame], read: Callable[[pd.Dat
 
 
 def keys_of(strings: list[str]) -> list[int]:
-    return map_ids.hash_strings(strings, 0)[0].tolist()
+    return ids.id_map.hash_strings(strings, 0)[0].tolist()  # as a map hashes, which may be patched
 
 
 def admitted(counts: Counter[str], min_count: int, max_ids: int | None) -> set[str]:
@@ -81,7 +83,6 @@ def admitted(counts: Counter[str], min_count: int, max_ids: int | None) -> set[s
 @pytest.fixture
 def narrow_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     use_narrow_keys(monkeypatch)
-    monkeypatch.setattr(map_ids, "hash_strings", narrow_hash)
 
 
 PARTITIONS = st.lists(st.lists(st.integers(0, 30), max_size=25), min_size=1, max_size=4).filter(any)
@@ -134,43 +135,42 @@ def test_neither_order_nor_grouping_of_partitions_moves_a_row(tmp_path: Path) ->
     assert headers[0] == headers[1] == headers[2]
 
 
-def test_no_task_returns_a_string_whose_key_was_too_rare(tmp_path: Path) -> None:
-    rare, often = [f"rare_{i}" for i in range(60)], ["often"] * 40
-    seen: set[str] = set()
-
-    def note(key: Any, result: Any, *_: Any) -> None:
-        if isinstance(result, tuple) and isinstance(result[0], dict):
-            seen.update(result[0]["post"]["id"].to_pylist())
-
-    with Callback(posttask=note):
-        fit(MapIds(spec(min_count=4), tmp_path), [frame_of(rare[i::4] + often[i::4]) for i in range(4)])
-    assert seen == {"often"}
-
-
-def test_the_second_read_begins_when_the_keys_are_chosen_and_no_partition_is_kept_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
+def test_one_read_is_enough_no_partition_is_kept_and_nothing_is_left_beside_the_maps(tmp_path: Path) -> None:
     read_frames: list[weakref.ref[pd.DataFrame]] = []
-    choose = map_ids.choose
 
     def read(partition: pd.DataFrame) -> pd.DataFrame:
-        events.append("read")
+        gc.collect()
+        assert sum(ref() is not None for ref in read_frames) <= 1
         copy = partition.copy()
         read_frames.append(weakref.ref(copy))
         return copy
 
-    def note_choice(*args: Any) -> Any:
-        gc.collect()
-        events.append(f"chosen, {sum(ref() is not None for ref in read_frames)} kept")
-        return choose(*args)
+    operator = MapIds(spec(min_count=2), tmp_path)
+    fit(operator, [frame_of(["a", "b"])] * 5, read)
+    assert len(read_frames) == 5
+    assert operator.maps["post"].num_admitted == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids", "inverse", "runs"]
+    assert not list((tmp_path / "runs").rglob("*"))
 
-    monkeypatch.setattr(map_ids, "choose", note_choice)
-    fit(MapIds(spec(min_count=2), tmp_path / "two"), [frame_of(["a", "b"])] * 5, read)
-    assert events == ["read"] * 5 + ["chosen, 0 kept"] + ["read"] * 5
-    events.clear()
-    fit(MapIds(spec(), tmp_path / "one"), [frame_of(["a", "b"])] * 5, read)
-    assert events == ["read"] * 5  # where every id is admitted, one read is enough
+
+def test_a_job_merges_no_more_at_a_time_than_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_ids, "_ROWS_AT_ONCE", 20)
+    sizes: list[int] = []
+    merge = StringCounts.merge
+
+    def note(self: StringCounts, *others: StringCounts) -> StringCounts:
+        if others:
+            sizes.append(len(self) + sum(map(len, others)))
+        return merge(self, *others)
+
+    monkeypatch.setattr(StringCounts, "merge", note)
+    posts = [f"p{i}" for i in range(500)]
+    fit(MapIds(spec(min_count=4), tmp_path), [frame_of(posts[:250]), frame_of(posts[250:] + posts[:250:10])])
+    ranges = [size for size in sizes if size < 100]  # a partition merges its own columns too: they are as long as it
+    assert len(ranges) > 20
+    assert max(ranges) < 60
+    built = IdMap.load(tmp_path / "ids" / "post")
+    assert sorted(built.known(built.encode(posts)).nonzero()[0].tolist()) == list(range(0, 250, 10))
 
 
 @pytest.mark.parametrize("layout", [PLAIN, CATEGORICAL])
@@ -185,18 +185,16 @@ def test_nulls_and_empty_strings_are_counted_and_never_admitted(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("layout", [PLAIN, CATEGORICAL])
-def test_a_partition_of_nulls_alone_counts_as_nulls(layout: Layout) -> None:
-    counts, nulls = map_ids.count_strings(frame_of([None, None], layout), {"post": ["post_id", "parent_ids"]}, 0, {})
-    assert counts["post"].num_rows == 0
-    assert nulls == {"post_id": (2, 2), "parent_ids": (0, 0)}
+def test_a_partition_of_nulls_alone_counts_as_nulls(tmp_path: Path, layout: Layout) -> None:
+    nulls = MapIds(spec(), tmp_path).collect(frame_of([None, None], layout), 0)
+    assert nulls == {"post_id": (2, 2), "parent_ids": (0, 0), "member_id": (0, 2)}
 
 
-def test_a_string_that_stands_twice_in_a_dictionary_is_one_id(tmp_path: Path) -> None:
-    values = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, None]), pa.array(["a", "b", "a"]))
-    part = pd.DataFrame({"post_id": pd.Series(values, dtype=pd.ArrowDtype(values.type))})
-    counts, nulls = map_ids.count_strings(part, {"post": ["post_id"]}, 0, {})
-    assert dict(zip(*counts["post"].to_pydict().values(), strict=True)) == {"a": 2, "b": 1}
-    assert nulls == {"post_id": (1, 4)}
+def test_an_id_that_is_no_text_is_named_with_its_column(tmp_path: Path) -> None:
+    wrong = pa.array([b"a", b"\xff"], pa.binary()).view(pa.string())
+    part = frame_of(["a", "b"]).assign(post_id=frame.arrow_column(wrong))
+    with pytest.raises(DataError, match=r'column "post_id": ids: an id is no text .*allowed: UTF-8'):
+        MapIds(spec(), tmp_path).collect(part, 0)
 
 
 def test_a_cluster_of_two_workers_fits_the_same_maps(logs_folder: Path, tmp_path: Path) -> None:
@@ -206,7 +204,8 @@ def test_a_cluster_of_two_workers_fits_the_same_maps(logs_folder: Path, tmp_path
     for workers in (0, 2):
         with open_cluster(ClusterConfig(workers=workers)):
             feed = FeedWorkflow(feed_spec, tmp_path / str(workers))
-            feed.fit(feed.dataset(folder, folder.impressions))
+            read = ReadImpressions.prepare(feed_spec, folder, 100, tmp_path / "scratch")
+            feed.fit(dataset_of(feed_spec, read, folder.partitions(100), folder.text_impressions))
     for table in ("member", "creator", "post", "hashtag"):
         one, two = (tmp_path / str(n) / "ids" / table for n in (0, 2))
         assert (one / "id_map.json").read_text() == (two / "id_map.json").read_text()

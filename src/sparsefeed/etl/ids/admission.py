@@ -1,8 +1,4 @@
-"""Which ids get a row of their own, and which of them share a key.
-
-Where the ids are strings, it is chosen twice: `candidates` among keys, so that only the strings of these need to
-be gathered, then `admit` among the strings themselves.
-"""
+"""Which ids get a row of their own, and which of them share a key."""
 
 from __future__ import annotations
 
@@ -13,14 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.ids.counts import KeyCounts
 from sparsefeed.etl.ids.exceptions import string_at
 from sparsefeed.etl.ids.keys import Strings
 
 __all__ = [
-    "SPARE_IDS",
     "admit",
-    "candidates",
     "check_strings",
     "checked_counts",
     "checked_number",
@@ -31,7 +24,6 @@ __all__ = [
 
 _MOST_COUNTED = 2**63 - 1
 _LAST_ROW = 2**62 - 1
-SPARE_IDS = 1024  # candidates beyond max_ids, so that keys that belong to several strings displace no one
 
 
 def admit(
@@ -69,26 +61,6 @@ def admit(
             last += 1
         ties[first:last] = sorted(ties[first:last].tolist(), key=lambda i: string_at(strings, i))
     return np.concatenate([above, ties[:num_kept]])
-
-
-def candidates(counts: KeyCounts, min_count: int, max_ids: int | None) -> NDArray[np.uint64]:
-    """Choose the keys whose strings may be admitted.
-
-    The count of a key is the sum over its strings, so under `min_count` no string to be admitted is left out. Under
-    `max_ids` a key of several strings may stand before a string that is more frequent than each of them; as long as
-    at most SPARE_IDS candidates are such keys, the others are `max_ids` at least, and none that is left out comes
-    before the last of them. (0.03 such keys are expected among 10^9 ids.)
-
-    Args:
-        counts: of all keys.
-        min_count: rarer ids are left out.
-        max_ids: None keeps all.
-
-    Returns:
-        Keys, uint64, ascending: all that a string may have that `admit` would choose among all strings.
-    """
-    chosen = admit(counts.keys, counts.counts, min_count, None if max_ids is None else max_ids + SPARE_IDS)
-    return counts.keys[np.sort(chosen)]
 
 
 def groups_of_equal_keys(keys: NDArray[np.uint64], strings: Strings | None, where: str) -> dict[int, list[int]]:

@@ -1,11 +1,55 @@
-"""Dense features: the arithmetic of FillMissing, Clip(0), LogOp and Normalize on one numpy column."""
+"""Dense features: fill, log, moments and standardisation of one numpy column."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["standardise"]
+__all__ = ["Moments", "has_infinity", "standardise"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared distances from the mean; those of two parts add up (Chan et al., 1983).
+
+    Attributes:
+        num: values.
+        exact_mean: in float64.
+        squares: sum of (value - exact_mean)^2, in float64.
+    """
+
+    num: int
+    exact_mean: float
+    squares: float
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32], fill: float, log: bool) -> Moments:
+        """Moments of a raw column [n], NaN for null, after fill and log."""
+        if log:
+            values = _filled(values, fill, log)
+        return cls(*_moments(np.ascontiguousarray(values, np.float32), np.float32(fill)))
+
+    @classmethod
+    def merge(cls, parts: Sequence[Moments]) -> Moments:
+        """Moments of all parts together."""
+        num = sum(part.num for part in parts)
+        mean = sum(part.num * part.exact_mean for part in parts) / max(num, 1)
+        squares = sum(part.squares + part.num * (part.exact_mean - mean) ** 2 for part in parts)
+        return cls(num, mean, squares)
+
+    @property
+    def mean(self) -> float:
+        """The mean that rows are standardised with: that of float32, so that the order of sums does not show."""
+        return float(np.float32(self.exact_mean))
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of a sample, likewise; 0 for fewer than two values."""
+        return float(np.float32(np.sqrt(self.squares / (self.num - 1)))) if self.num > 1 else 0.0
 
 
 def standardise(values: NDArray[np.float32], fill: float, log: bool, mean: float, std: float) -> NDArray[np.float32]:
@@ -18,8 +62,42 @@ def standardise(values: NDArray[np.float32], fill: float, log: bool, mean: float
         mean: of the fitted days, after fill and log.
         std: likewise.
     """
-    out = np.where(np.isnan(values), np.float32(fill), values).astype(np.float32)
+    out = _filled(values, fill, log)
+    out -= np.float32(mean)
+    if std > 0:
+        out /= np.float32(std)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def has_infinity(values: NDArray[np.float32]) -> bool:
+    """Whether any value is infinite; NaN is not."""
+    found = False
+    for value in values:
+        found |= abs(value) == np.inf
+    return bool(found)
+
+
+def _filled(values: NDArray[np.float32], fill: float, log: bool) -> NDArray[np.float32]:
+    """Fill and log, as a new array."""
+    out = np.where(np.isnan(values), np.float32(fill), values).astype(np.float32, copy=False)
     if log:
-        out = np.log(np.maximum(out, np.float32(0)) + np.float32(1))
-    out = out - np.float32(mean)
-    return (out / np.float32(std)).astype(np.float32) if std > 0 else out
+        np.maximum(out, np.float32(0), out=out)
+        out += np.float32(1)
+        np.log(out, out=out)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _moments(values: NDArray[np.float32], fill: np.float32) -> tuple[int, float, float]:
+    # Sums about the first value: far from zero, sums of squares would drown the distances.
+    if not len(values):
+        return 0, 0.0, 0.0
+    pivot = float(fill if np.isnan(values[0]) else values[0])
+    total, squares = 0.0, 0.0
+    for value in values:
+        distance = float(fill if np.isnan(value) else value) - pivot
+        total += distance
+        squares += distance * distance
+    num = len(values)
+    return num, pivot + total / num, max(squares - total * total / num, 0.0)

@@ -17,14 +17,13 @@ from merlin.core.dispatch import DataFrameType
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema
 from numpy.typing import NDArray
-from nvtabular.ops import StatOperator
 
 from sparsefeed.etl import frame
 from sparsefeed.etl.ids.keys import hash_strings
+from sparsefeed.etl.impressions import IMPRESSION, POSITION, RANDOM, TIME, event_time
 from sparsefeed.etl.kernels.history import Events, as_of
-from sparsefeed.etl.logs import IMPRESSION, POSITION, RANDOM, TIME, event_time
 from sparsefeed.etl.ops.map_ids import MapIds, rows_schema
-from sparsefeed.etl.ops.reduce import tree_reduce
+from sparsefeed.etl.ops.statistic import Statistic
 from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.etl.spec import FeedSpec, IdFeature, Side
 from sparsefeed.etl.state import Keys, LastKnown
@@ -52,12 +51,14 @@ def keys_of(column: Any, seed: int) -> Keys:
     return Keys(keys, None if offsets is None else np.diff(offsets))
 
 
-def _side(part: DataFrameType, spec: FeedSpec, key: NDArray[np.uint64], side: Side, named: str | None) -> LastKnown:
+def _side(
+    part: DataFrameType, spec: FeedSpec, number: int, key: NDArray[np.uint64], side: Side, named: str | None
+) -> LastKnown:
     dense = [frame.numpy(part[f.name]).astype(np.float32) for f in spec.of_kind("dense", side=side)]
     state = LastKnown.of_rows(
         key,
         frame.numpy(part[TIME]),
-        np.arange(len(key)),
+        (number << 32) + np.arange(len(key)),
         np.stack(dense, axis=1) if dense else np.zeros((len(key), 0), np.float32),
         {f.name: keys_of(part[f.name], spec.key_seed) for f in spec.of_kind("id", "ids", side=side) if f.name != named},
     )
@@ -73,8 +74,8 @@ def _side(part: DataFrameType, spec: FeedSpec, key: NDArray[np.uint64], side: Si
     return state
 
 
-def collect(part: DataFrameType, spec: FeedSpec) -> Partial:
-    """Events and state of one partition."""
+def collect(part: DataFrameType, spec: FeedSpec, number: int) -> Partial:
+    """Events and state of partition `number`."""
     num_rows = len(part)
     member = (
         keys_of(part[spec.logs.member], spec.key_seed).values if spec.logs.member else np.zeros(num_rows, np.uint64)
@@ -90,8 +91,8 @@ def collect(part: DataFrameType, spec: FeedSpec) -> Partial:
     post = keys_of(part[spec.logs.post], spec.key_seed).values
     return Partial(
         events,
-        _side(part, spec, member, "member", spec.logs.member),
-        _side(part, spec, post, "candidate", spec.logs.post),
+        _side(part, spec, number, member, "member", spec.logs.member),
+        _side(part, spec, number, post, "candidate", spec.logs.post),
         max(last_event, int(time_ms.max()) if num_rows else 0),
     )
 
@@ -110,7 +111,7 @@ def merge(parts: Sequence[Partial]) -> Partial:
     )
 
 
-class History(StatOperator):
+class History(Statistic):
     """Write every `history` feature as a list of rows, and carry the row's context through.
 
     Args:
@@ -132,20 +133,25 @@ class History(StatOperator):
         features = [f.name for f in self.spec.of_kind("id", "ids", "dense")]
         return [*features, *(event_time(r.name) for r in self.spec.responses), TIME, *CONTEXT]
 
-    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Collect events and state over the partitions of `ddf`."""
-        return tree_reduce(ddf, collect, merge, self.spec)
+    def collect(self, part: DataFrameType, number: int) -> Partial:
+        """Events and state of a partition."""
+        return collect(part, self.spec, number)
 
-    def fit_finalize(self, dask_stats: Partial) -> None:
+    def merge(self, parts: Sequence[Partial]) -> Partial:
+        """Events and state of several partitions."""
+        return merge(parts)
+
+    def fit_finalize(self, dask_stats: tuple[Partial, list[Any]]) -> None:
         """Sort the events and write the snapshot as of just after the last thing that happened."""
-        self.events = {name: Events.sort(*columns) for name, columns in dask_stats.events.items()}
-        as_of_ms = dask_stats.end_ms + 1
-        members = dask_stats.member.key
+        collected, _ = dask_stats
+        self.events = {name: Events.sort(*columns) for name, columns in collected.events.items()}
+        as_of_ms = collected.end_ms + 1
+        members = collected.member.key
         now = np.full(len(members), as_of_ms, np.int64)
         histories = {
             h.name: as_of(self.events[h.of, h.response], members, now, h.max_length) for h in self.spec.histories
         }
-        member, post = dask_stats.member.snapshot(histories), dask_stats.post.snapshot({})
+        member, post = collected.member.snapshot(histories), collected.post.snapshot({})
         Snapshot(member, post, as_of_ms, self.spec.key_seed, self.spec.digest).save(self.folder / "snapshot")
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:

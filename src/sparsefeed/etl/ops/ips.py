@@ -14,13 +14,12 @@ from merlin.core.dispatch import DataFrameType
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema
 from numpy.typing import NDArray
-from nvtabular.ops import StatOperator
 
 from sparsefeed.errors import DataError, DataWarning
 from sparsefeed.etl import frame
+from sparsefeed.etl.impressions import POSITION, RANDOM, SURFACE, label
 from sparsefeed.etl.kernels import ips as kernel
-from sparsefeed.etl.logs import POSITION, RANDOM, SURFACE, label
-from sparsefeed.etl.ops.reduce import tree_reduce
+from sparsefeed.etl.ops.statistic import Statistic
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.spec import Ips as IpsSpec
 
@@ -42,16 +41,20 @@ def cell(response: str) -> str:
 def _codes(column: Any, names: Sequence[str]) -> NDArray[np.int64]:
     """Index of each row's surface in `names`, -1 for another or null."""
     array = frame.arrow(column)
-    if not pa.types.is_dictionary(array.type):
-        array = array.dictionary_encode()
     index = {name: i for i, name in enumerate(names)}
-    of_entry = np.array([index.get(str(entry), -1) for entry in array.dictionary.to_pylist()] + [-1])
-    return np.asarray(of_entry[array.indices.fill_null(len(of_entry) - 1).to_numpy(zero_copy_only=False)])
+    codes = [np.empty(0, np.int64)]
+    for chunk in array.chunks if isinstance(array, pa.ChunkedArray) else [array]:
+        encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        of_entry = np.array([index.get(str(entry), -1) for entry in encoded.dictionary.to_pylist()] + [-1])
+        codes.append(of_entry[encoded.indices.fill_null(len(of_entry) - 1).to_numpy(zero_copy_only=False)])
+    return np.concatenate(codes)
 
 
 def count_cells(part: DataFrameType, edges: NDArray[np.int64], responses: Sequence[str]) -> Counts:
     """Impressions of a partition per surface, response, bucket, kind of session and y."""
-    surfaces = sorted({str(s) for s in frame.arrow(part[SURFACE]).unique().to_pylist() if s is not None})
+    column = frame.arrow(part[SURFACE])
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    surfaces = sorted({str(s) for chunk in chunks for s in chunk.unique().to_pylist() if s is not None})
     code = _codes(part[SURFACE], surfaces)
     bucket = kernel.position_buckets(frame.numpy(part[POSITION]).astype(np.int64), edges)
     random = frame.numpy(part[RANDOM]).astype(bool)
@@ -79,7 +82,7 @@ def merge_counts(parts: Sequence[Counts]) -> Counts:
     return merged
 
 
-class Ips(StatOperator):
+class Ips(Statistic):
     """Write `w_<response>` and `cell_<response>` per row.
 
     Args:
@@ -103,14 +106,19 @@ class Ips(StatOperator):
         """The columns the operator reads."""
         return [SURFACE, POSITION, RANDOM, *(label(r) for r in self.responses)]
 
-    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Count cells over the partitions of `ddf`."""
-        return tree_reduce(ddf, count_cells, merge_counts, self.edges, self.responses)
+    def collect(self, part: DataFrameType, number: int) -> Counts:
+        """Count the cells of a partition."""
+        return count_cells(part, self.edges, self.responses)
 
-    def fit_finalize(self, dask_stats: Counts) -> None:
+    def merge(self, parts: Sequence[Counts]) -> Counts:
+        """Sum the counts of several partitions."""
+        return merge_counts(parts)
+
+    def fit_finalize(self, dask_stats: tuple[Counts, list[Any]]) -> None:
         """Turn counts into weights and write ips.parquet; without any random session this is an error."""
-        self.surfaces = sorted(dask_stats)
-        counts = np.stack([dask_stats[s] for s in self.surfaces], axis=1)  # [responses, surfaces, buckets, 2, 2]
+        counted, _ = dask_stats
+        self.surfaces = sorted(counted)
+        counts = np.stack([counted[s] for s in self.surfaces], axis=1)  # [responses, surfaces, buckets, 2, 2]
         if counts[:, :, :, 1].sum() == 0:
             sessions = self.spec.sessions
             assert sessions is not None

@@ -1,125 +1,88 @@
 """MapIds: string id columns -> rows of their tables, collision-free (docs/contracts/ids.md).
 
-One operator fits the maps of all tables. A table that leaves ids out (min_count, max_ids) counts 64-bit keys
-first; a second read then gathers the strings of those keys alone that may be admitted, so no worker ever holds the
-strings of the many rare ids. A fitted map lies on disk and workers open it by mmap.
+One operator fits the maps of all tables. Each partition leaves the distinct strings of its ids and their counts as
+a run by key; a job per table then merges the runs range by range and drops what is too rare, so no worker holds the
+strings of the many ids that are seen once. A fitted map lies on disk and workers open it by mmap.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from dask import delayed
 from merlin.core.dispatch import DataFrameType
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
 from numpy.typing import NDArray
-from nvtabular.ops import StatOperator
 
-from sparsefeed.errors import DataError, DataWarning
+from sparsefeed.errors import DataError, DataWarning, IdError
 from sparsefeed.etl import frame
-from sparsefeed.etl.ids.admission import admit, candidates
-from sparsefeed.etl.ids.counts import KeyCounts
+from sparsefeed.etl.ids.admission import admit
 from sparsefeed.etl.ids.id_map import IdMap
 from sparsefeed.etl.ids.inverse import Inverse
-from sparsefeed.etl.ids.keys import hash_strings
-from sparsefeed.etl.ids.sorted_keys import places
-from sparsefeed.etl.ops.reduce import tree_reduce
-from sparsefeed.etl.spec import FeedSpec, IdFeature, IdListFeature
+from sparsefeed.etl.ids.string_counts import StringCounts
+from sparsefeed.etl.ops.statistic import Job, Statistic
+from sparsefeed.etl.runs import Runs
+from sparsefeed.etl.spec import FeedSpec, IdFeature, IdListFeature, Table
 
-__all__ = ["MapIds", "count_keys", "count_strings", "merge_keys", "merge_strings", "rows_schema"]
+__all__ = ["MapIds", "rows_schema"]
 
-KeyCountsOf = dict[str, KeyCounts]  # by table
-Candidates = Mapping[str, NDArray[np.uint64]]  # table -> keys, ascending
-StringCounts = dict[str, pa.Table]  # table -> (id large_string, unique; count int64)
 Nulls = dict[str, tuple[int, int]]  # column -> (nulls or empties, values)
+_ROWS_AT_ONCE = 2_000_000  # distinct strings of partitions that a job merges at a time
 
 
-def count_keys(part: DataFrameType, columns: Mapping[str, Sequence[str]], seed: int) -> KeyCountsOf:
-    """Count the keys of a partition's ids.
+@dataclass(frozen=True)
+class BuildMap:
+    """Build, save and count the map of one table and its inverse, from what the partitions left."""
 
-    Args:
-        part: a frame.
-        columns: table -> its id columns.
-        seed: the spec's `key_seed`.
-    """
-    counts = {}
-    for table, names in columns.items():
-        hashed = [hash_strings(frame.strings(part[name])[1], seed) for name in names]
-        counts[table] = KeyCounts.from_keys(np.concatenate([keys[valid] for keys, valid in hashed]))
-    return counts
+    table: Table
+    key_seed: int
+    folder: Path
+    runs: Runs
 
+    def __call__(self) -> int:
+        """Ids admitted."""
+        counted = self._admitted()
+        built = IdMap.build(
+            counted.keys,
+            counted.counts,
+            table=self.table.name,
+            key_seed=self.key_seed,
+            tail_rows=self.table.tail_rows,
+            fingerprint_bits=self.table.fingerprint_bits,
+            strings=counted.strings,
+        )
+        built.save(self.folder / "ids" / self.table.name)
+        Inverse.build(built, counted.strings).save(self.folder / "inverse" / self.table.name)
+        self.runs.remove()
+        return built.num_admitted
 
-def merge_keys(parts: Sequence[KeyCountsOf]) -> KeyCountsOf:
-    """Sum the counts of several partitions; order does not matter."""
-    return {table: parts[0][table].merge(*(part[table] for part in parts[1:])) for table in parts[0]}
+    def _admitted(self) -> StringCounts:
+        """The ids that are frequent enough, of more than `max_ids` the most frequent."""
+        kept: list[StringCounts] = []
+        for tables in self.runs.ranges(_ROWS_AT_ONCE):
+            some = [StringCounts.from_arrow(table) for table in tables]
+            kept.append(some[0].merge(*some[1:]).at_least(self.table.min_count))
+            if self.table.max_ids is not None and sum(map(len, kept)) > 2 * self.table.max_ids:
+                kept = [self._most_frequent(StringCounts.concatenate(kept))]
+        return self._most_frequent(StringCounts.concatenate(kept))
 
-
-def choose(counts: KeyCountsOf, spec: FeedSpec) -> Candidates:
-    """Choose the keys whose strings may be admitted, per table."""
-    return {
-        name: candidates(counted, spec.table_by_name[name].min_count, spec.table_by_name[name].max_ids)
-        for name, counted in counts.items()
-    }
-
-
-def count_strings(
-    part: DataFrameType, columns: Mapping[str, Sequence[str]], seed: int, chosen: Candidates
-) -> tuple[StringCounts, Nulls]:
-    """Count the strings of a partition's ids, and per column its nulls.
-
-    Args:
-        part: a frame.
-        columns: table -> its id columns.
-        seed: the spec's `key_seed`.
-        chosen: keys whose strings to count; of a table that is not among them, all.
-    """
-    counts: StringCounts = {}
-    nulls: Nulls = {}
-    for table, names in columns.items():
-        parts = []
-        for name in names:
-            _, values = frame.strings(part[name])
-            counted = pc.value_counts(values)  # of a dictionary by its codes
-            ids, number = counted.field("values"), counted.field("counts").to_numpy()
-            keys, wanted = hash_strings(ids, seed)
-            nulls[name] = (int(number[~wanted].sum()), len(values))
-            if table in chosen:
-                wanted = wanted & (places(chosen[table], keys) >= 0)
-            parts.append(
-                pa.table({"id": ids.filter(pa.array(wanted)).cast(pa.large_string()), "count": number[wanted]})
-            )
-        counts[table] = _sum_counts(parts)
-    return counts, nulls
+    def _most_frequent(self, counted: StringCounts) -> StringCounts:
+        min_count, max_ids = self.table.min_count, self.table.max_ids
+        return counted.take(np.sort(admit(counted.keys, counted.counts, min_count, max_ids, counted.strings)))
 
 
-def merge_strings(parts: Sequence[tuple[StringCounts, Nulls]]) -> tuple[StringCounts, Nulls]:
-    """Sum the counts of several partitions; order does not matter."""
-    counts = {table: _sum_counts([part[0][table] for part in parts]) for table in parts[0][0]}
-    nulls = {name: (sum(p[1][name][0] for p in parts), sum(p[1][name][1] for p in parts)) for name in parts[0][1]}
-    return counts, nulls
-
-
-def _sum_counts(parts: Sequence[pa.Table]) -> pa.Table:
-    # Arrow's group_by takes four times as long over large_string, and string ends at 2 GiB.
-    counted = pa.concat_tables(parts)
-    ids = counted["id"].combine_chunks().dictionary_encode()
-    summed = np.bincount(ids.indices.to_numpy(), weights=counted["count"].to_numpy(), minlength=len(ids.dictionary))
-    return pa.table({"id": ids.dictionary, "count": summed.astype(np.int64)})
-
-
-class MapIds(StatOperator):
+class MapIds(Statistic):
     """Map every `id` and `ids` column of the spec to rows of its table.
 
     Args:
         spec: the declaration.
-        folder: where the fitted maps go: `folder/ids/<table>` and `folder/inverse/<table>`.
+        folder: where the fitted maps go: `folder/ids/<table>` and `folder/inverse/<table>`; runs lie in
+            `folder/runs` meanwhile.
     """
 
     def __init__(self, spec: FeedSpec, folder: Path) -> None:
@@ -127,6 +90,7 @@ class MapIds(StatOperator):
         self.spec = spec
         self.folder = folder
         self.features: tuple[IdFeature | IdListFeature, ...] = spec.of_kind("id", "ids")
+        self.runs = {table.name: Runs(folder / "runs" / f"ids-{table.name}") for table in spec.tables}
         self.maps: dict[str, IdMap] = {}
 
     @property
@@ -134,40 +98,33 @@ class MapIds(StatOperator):
         """The raw columns the operator reads."""
         return [feature.name for feature in self.features]
 
-    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Count every table's ids over the partitions of `ddf`: keys first where some are left out, then strings."""
-        columns = {t.name: [f.name for f in self.features if f.table == t.name] for t in self.spec.tables}
-        limited = {t.name: columns[t.name] for t in self.spec.tables if t.min_count > 1 or t.max_ids is not None}
-        chosen: Any = {}
-        if limited:
-            counts = tree_reduce(ddf, count_keys, merge_keys, limited, self.spec.key_seed)
-            chosen = delayed(choose)(counts, self.spec)
-        return tree_reduce(ddf, count_strings, merge_strings, columns, self.spec.key_seed, chosen, anew=bool(limited))
+    def collect(self, part: DataFrameType, number: int) -> Nulls:
+        """Leave the counts of a partition's ids as runs; give the nulls of each column."""
+        nulls: Nulls = {}
+        for table, runs in self.runs.items():
+            counted = []
+            for name in (feature.name for feature in self.features if feature.table == table):
+                _, values = frame.strings(part[name])
+                try:
+                    counted.append(StringCounts.of(values, self.spec.key_seed))
+                except IdError as error:
+                    raise DataError(f'column "{name}": {error}') from error
+                nulls[name] = (len(values) - int(counted[-1].counts.sum()), len(values))
+            runs.write(number, counted[0].merge(*counted[1:]).to_arrow())
+        return nulls
 
-    def fit_finalize(self, dask_stats: tuple[StringCounts, Nulls]) -> None:
-        """Build, save and reopen one map per table."""
-        counts, nulls = dask_stats
-        self._check_nulls(nulls)
-        for table in self.spec.tables:
-            # Sorted by string, so that neither the order of files nor of partitions moves a row.
-            counted = counts[table.name].sort_by("id")
-            keys, _ = hash_strings(counted["id"], self.spec.key_seed)
-            # Again, string by string: a key's count was that of all its strings.
-            admitted = np.sort(admit(keys, counted["count"].to_numpy(), table.min_count, table.max_ids))
-            strings = counted["id"].take(admitted).combine_chunks()
-            built = IdMap.build(
-                keys[admitted],
-                counted["count"].to_numpy()[admitted],
-                table=table.name,
-                key_seed=self.spec.key_seed,
-                tail_rows=table.tail_rows,
-                fingerprint_bits=table.fingerprint_bits,
-                strings=strings,
-            )
-            path = self.folder / "ids" / table.name
-            built.save(path)
-            Inverse.build(built, strings).save(self.folder / "inverse" / table.name)
-            self.maps[table.name] = IdMap.load(path)
+    def merge(self, parts: Sequence[Nulls]) -> Nulls:
+        """Sum the nulls of several partitions."""
+        return {name: (sum(p[name][0] for p in parts), sum(p[name][1] for p in parts)) for name in parts[0]}
+
+    def jobs(self, merged: Nulls) -> list[Job]:
+        """A map per table, once the nulls are few enough."""
+        self._check_nulls(merged)
+        return [BuildMap(t, self.spec.key_seed, self.folder, self.runs[t.name]) for t in self.spec.tables]
+
+    def fit_finalize(self, dask_stats: tuple[Nulls, list[int]]) -> None:
+        """Open the maps."""
+        self.maps = {table.name: IdMap.load(self.folder / "ids" / table.name) for table in self.spec.tables}
 
     def _check_nulls(self, nulls: Nulls) -> None:
         allowed = self.spec.logs.max_null_share

@@ -1,0 +1,243 @@
+"""ReadImpressions: a partition of the impression log as one frame, repeated rows dropped, labels joined.
+
+Columns of a frame: the spec's raw id and dense columns, then `y_<response>` float32, `t_<response>` int64 (event
+time in ms, 0 for none), and `TIME`, `POSITION`, `SURFACE`, `RANDOM`, `IMPRESSION`. Only what is asked for is read.
+Strings and lists stay in Arrow's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from sparsefeed.errors import DataError
+from sparsefeed.etl import frame
+from sparsefeed.etl.actions import ActionIndex
+from sparsefeed.etl.kernels.dense import has_infinity
+from sparsefeed.etl.logs import LogFolder, Partition, Piece, impression_columns
+from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_piece
+from sparsefeed.etl.repeats import Repeats
+from sparsefeed.etl.spec import FeedSpec
+
+__all__ = [
+    "IMPRESSION",
+    "POSITION",
+    "RANDOM",
+    "SURFACE",
+    "TIME",
+    "ReadImpressions",
+    "columns_of",
+    "event_time",
+    "label",
+]
+
+TIME, POSITION, SURFACE, RANDOM, IMPRESSION = "_time", "_position", "_surface", "_random", "impression_id"
+Column = Any  # numpy [n], or Arrow's array of strings or lists
+
+
+def label(response: str) -> str:
+    """Name of a response's label column."""
+    return f"y_{response}"
+
+
+def event_time(response: str) -> str:
+    """Name of the column with the moment of a response, int64 ms; 0 for none."""
+    return f"t_{response}"
+
+
+def columns_of(spec: FeedSpec) -> tuple[str, ...]:
+    """Columns of a frame, in order."""
+    features = [feature.name for feature in spec.of_kind("id", "ids", "dense")]
+    responses = [name for r in spec.responses for name in (label(r.name), event_time(r.name))]
+    return (*features, *responses, TIME, POSITION, SURFACE, RANDOM, IMPRESSION)
+
+
+@dataclass(frozen=True)
+class ReadImpressions:
+    """One partition -> one frame; picklable, for `dask.dataframe.from_map`.
+
+    Attributes:
+        spec: the declaration.
+        columns: those of the frame.
+        repeats: rows to drop; None: none.
+        actions: where labels that have no column come from; None: the spec declares none.
+        cudf: whether frames are cuDF's.
+    """
+
+    spec: FeedSpec
+    columns: tuple[str, ...]
+    repeats: Repeats | None = None
+    actions: ActionIndex | None = None
+    cudf: bool = False
+
+    @classmethod
+    def prepare(cls, spec: FeedSpec, logs: LogFolder, rows: int, scratch: Path, cudf: bool = False) -> ReadImpressions:
+        """Find repeated rows and index the actions, on the cluster; what readers need of it stays in `scratch`."""
+        scratch.mkdir(parents=True, exist_ok=True)
+        repeats = Repeats.find(logs.partitions(rows), spec.logs.impression, scratch, scratch / "repeats.npy")
+        index = None
+        if spec.logs.actions:
+            names = [response.name for response in spec.responses if response.column is None]
+            index = ActionIndex.build(logs.action_partitions(rows), spec.logs.actions, names, scratch / "actions")
+        return cls(spec, columns_of(spec), repeats, index, cudf)
+
+    def project_columns(self, columns: Sequence[str]) -> ReadImpressions:
+        """The same reader for fewer columns (Dask's column projection)."""
+        return replace(self, columns=tuple(columns))
+
+    @property
+    def meta(self) -> Any:
+        """An empty frame with the right columns."""
+        empty = pd.DataFrame({name: np.zeros(0, np.float32) for name in self.columns})
+        if self.cudf:
+            import cudf
+
+            return cudf.DataFrame.from_pandas(empty)
+        return empty
+
+    def __call__(self, partition: Partition) -> Any:
+        """Read, check, join and convert one partition."""
+        parts = [self._read(piece) for piece in partition.pieces]
+        columns = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+        dropped = self.repeats.rows(partition) if self.repeats else ()
+        if len(dropped):
+            kept = np.ones(partition.num_rows, np.bool_)
+            kept[dropped] = False
+            columns = {
+                name: column[kept] if isinstance(column, np.ndarray) else column.filter(pa.array(kept))
+                for name, column in columns.items()
+            }
+        if self.actions and _KEYS in columns:
+            for response, first in self.actions.first_times(partition.day, columns.pop(_KEYS)).items():
+                # A clock may say that the action came before the impression; it did not.
+                moment = np.where(first > 0, np.maximum(first, columns[TIME]), 0)
+                columns |= {label(response): (moment > 0).astype(np.float32), event_time(response): moment}
+        return frame.from_arrow({name: columns[name] for name in self.columns}, self.cudf)
+
+    def _read(self, piece: Piece) -> dict[str, Column]:
+        """The columns of one piece, and what joining needs."""
+        spec, logs = self.spec, self.spec.logs
+        raw = self._raw_columns()
+        kinds = impression_columns(spec)
+        table = read_piece(piece, raw, [name for name in raw if kinds[name] in ("string", "strings")])
+        columns: dict[str, Column] = {}
+        for feature in spec.of_kind("id", "ids"):
+            if feature.name in raw:
+                columns[feature.name] = table[feature.name]
+        for feature in spec.dense:
+            if feature.name in raw:
+                columns[feature.name] = _numbers(table[feature.name])
+        if logs.time in raw:
+            columns[TIME] = no_nulls(piece, logs.time, milliseconds, table)
+        if logs.impression in raw:
+            ids = no_nulls(piece, logs.impression, lambda column: column, table)
+            columns[IMPRESSION] = ids.to_numpy() if pa.types.is_integer(ids.type) else ids
+            if self._joins:
+                columns[_KEYS] = event_keys(ids)
+        for response in spec.responses:
+            if response.column in raw:
+                y = _labels(piece, response.column, table)
+                columns[label(response.name)] = y
+                if TIME in columns:
+                    columns[event_time(response.name)] = np.where(y > 0, columns[TIME], 0)
+        num = len(table)
+        columns[POSITION] = _positions(piece, logs.position, table) if logs.position in raw else np.zeros(num, np.int32)
+        if logs.surface in raw:
+            columns[SURFACE] = no_nulls(piece, logs.surface, lambda column: column, table)
+        elif logs.surface is None:
+            columns[SURFACE] = pa.chunked_array(
+                [pa.DictionaryArray.from_arrays(pa.array(np.zeros(num, np.int32)), pa.array(["all"]))]
+            )
+        asked = spec.sessions is not None and spec.sessions.column in raw
+        columns[RANDOM] = _random(piece, spec, table) if asked else np.zeros(num, np.int8)
+        return columns
+
+    @property
+    def _joins(self) -> bool:
+        """Whether a label is asked for that comes from actions."""
+        responses = [r.name for r in self.spec.responses if r.column is None]
+        return any(name in self.columns for r in responses for name in (label(r), event_time(r)))
+
+    def _raw_columns(self) -> list[str]:
+        """Columns of the file that the frame's need."""
+        logs, sessions, asked = self.spec.logs, self.spec.sessions, set(self.columns)
+        needs: dict[str | None, bool] = {f.name: f.name in asked for f in self.spec.of_kind("id", "ids", "dense")}
+        needs[logs.time] = TIME in asked or self._joins
+        for response in self.spec.responses:
+            if response.column:
+                timed = event_time(response.name) in asked
+                needs[response.column] = needs.get(response.column, False) or timed or label(response.name) in asked
+                needs[logs.time] = needs[logs.time] or timed
+        needs[logs.impression] = IMPRESSION in asked or self._joins
+        needs[logs.position] = POSITION in asked
+        needs[logs.surface] = SURFACE in asked
+        needs[sessions.column if sessions else None] = RANDOM in asked
+        return [name for name, needed in needs.items() if needed and name is not None]
+
+
+_KEYS = "_keys"  # of impressions, uint64 [n, 2], until labels are joined
+
+
+def _joined(parts: list[Column]) -> Column:
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    plain = {part.type for part in parts}
+    if len(plain) > 1:  # a dictionary in one file, plain in another
+        parts = [part.cast(_value_type(part.type)) for part in parts]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """The type without dictionaries, large."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_value_type(kind.value_type))
+    return pa.large_string() if not pa.types.is_dictionary(kind) else _value_type(kind.value_type)
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A dense feature; infinities are no numbers and read as null."""
+    values = np.asarray(column.cast(pa.float32(), safe=False).to_numpy())
+    return np.where(np.isinf(values), np.float32(np.nan), values) if has_infinity(values) else values
+
+
+def _labels(piece: Piece, name: str, table: pa.Table) -> NDArray[np.float32]:
+    y = no_nulls(piece, name, lambda c: np.asarray(c.cast(pa.float32()).to_numpy()), table)
+    wrong = (y != 0) & (y != 1)
+    if wrong.any():
+        row = piece.first_row + int(np.argmax(wrong))
+        raise DataError(f'{piece.path}: label "{name}" is {y[wrong][0]} in row {row}; it must be 0 or 1')
+    return y
+
+
+def _positions(piece: Piece, name: str, table: pa.Table) -> NDArray[np.int32]:
+    position = no_nulls(piece, name, lambda c: c.to_numpy(), table)
+    if len(position) and position.min() < 1:
+        row = int(np.argmin(position))
+        raise DataError(
+            f'{piece.path}: column "{name}" is {position[row]} in row {piece.first_row + row}; positions count from 1'
+        )
+    return np.asarray(position, np.int32)
+
+
+def _random(piece: Piece, spec: FeedSpec, table: pa.Table) -> NDArray[np.int8]:
+    assert spec.sessions is not None
+    column = table[spec.sessions.column]
+    known = {spec.sessions.random, spec.sessions.production}
+    for value in sorted({v for chunk in column.chunks for v in chunk.unique().to_pylist()}, key=str):
+        if value not in known:
+            raise DataError(
+                f'{piece.path}: column "{spec.sessions.column}" holds {value!r}; allowed: {sorted(known)} '
+                "(recipe: sessions)"
+            )
+    kind = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    return np.asarray(pc.equal(kind, spec.sessions.random).to_numpy()).astype(np.int8)

@@ -1,0 +1,74 @@
+"""Standardise: fill, optionally log(1 + x), then subtract the mean and divide by the standard deviation.
+
+One operator rather than NVTabular's chain of FillMissing, Clip, LogOp and Normalize: it is the arithmetic that serving
+runs (kernels.dense), and its moments do not depend on how the logs are cut into partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from merlin.core.dispatch import DataFrameType
+from merlin.dag import ColumnSelector
+from merlin.schema import ColumnSchema, Schema, Tags
+
+from sparsefeed.etl import frame
+from sparsefeed.etl.kernels.dense import Moments, standardise
+from sparsefeed.etl.ops.statistic import Statistic
+from sparsefeed.etl.spec import FeedSpec
+
+__all__ = ["Standardise"]
+
+
+class Standardise(Statistic):
+    """Write every `dense` feature of the spec as float32 without nulls.
+
+    Args:
+        spec: the declaration.
+
+    Attributes:
+        moments: by feature, once fitted.
+    """
+
+    def __init__(self, spec: FeedSpec) -> None:
+        super().__init__()
+        self.features = spec.dense
+        self.moments: dict[str, Moments] = {}
+
+    @property
+    def columns(self) -> list[str]:
+        """The raw columns the operator reads."""
+        return [feature.name for feature in self.features]
+
+    def collect(self, part: DataFrameType, number: int) -> list[Moments]:
+        """Moments of a partition."""
+        return [Moments.of(frame.numpy(part[f.name]), f.fill, f.log) for f in self.features]
+
+    def merge(self, parts: Sequence[list[Moments]]) -> list[Moments]:
+        """Moments of several partitions."""
+        return [Moments.merge(column) for column in zip(*parts, strict=True)]
+
+    def fit_finalize(self, dask_stats: tuple[list[Moments], list[Any]]) -> None:
+        """Keep the moments."""
+        self.moments = dict(zip(self.columns, dask_stats[0], strict=True))
+
+    def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
+        """Standardised features, float32."""
+        out: dict[str, Any] = {}
+        for feature in self.features:
+            moments = self.moments[feature.name]
+            values = frame.numpy(df[feature.name])
+            out[feature.name] = standardise(values, feature.fill, feature.log, moments.mean, moments.std)
+        return frame.like(df, out)
+
+    def compute_output_schema(
+        self, input_schema: Schema, col_selector: ColumnSelector, prev_output_schema: Any = None
+    ) -> Schema:
+        """float32, continuous."""
+        return Schema([ColumnSchema(name, tags=[Tags.CONTINUOUS], dtype=np.float32) for name in self.columns])
+
+    def clear(self) -> None:
+        """Forget the moments."""
+        self.moments = {}

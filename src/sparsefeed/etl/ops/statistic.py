@@ -1,0 +1,82 @@
+"""Statistic: a StatOperator that is fitted beside others by one reading of the logs.
+
+NVTabular fits each operator by a pass of its own. Here a fit is three steps: `collect` reduces one partition, `merge`
+joins what partitions gave, and `jobs` are what is left to do on the workers once all is collected (building a map
+from the runs that `collect` wrote). `fit` takes any number of operators through them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dask
+from dask import delayed
+from merlin.core.utils import global_dask_client
+from merlin.dag import ColumnSelector
+from nvtabular.ops import StatOperator
+
+from sparsefeed.etl.cluster import compute
+
+__all__ = ["Job", "Statistic", "fit"]
+
+Job = Callable[[], Any]
+_FAN_IN = 8
+
+
+class Statistic(StatOperator):
+    """Base of the operators of this package that learn something from the logs.
+
+    What the methods take and give travels between processes.
+    """
+
+    @property
+    def columns(self) -> list[str]:
+        """The raw columns the operator reads."""
+        raise NotImplementedError
+
+    def collect(self, part: Any, number: int) -> Any:
+        """Reduce partition `number`; it may be run again after a worker died."""
+        raise NotImplementedError
+
+    def merge(self, parts: Sequence[Any]) -> Any:
+        """Join what several partitions gave, in any order."""
+        raise NotImplementedError
+
+    def jobs(self, merged: Any) -> list[Job]:
+        """What to do on the workers once all is collected; the results go to `fit_finalize`."""
+        return []
+
+    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
+        """Fit as NVTabular's own Workflow.fit asks it to: alone."""
+        return delayed(_statistics([self], ddf)[0], pure=False)
+
+    # fit_finalize(self, dask_stats: tuple[merged, results of jobs]): what NVTabular calls with what `fit` gave.
+
+
+def fit(operators: Sequence[Statistic], ddf: Any) -> None:
+    """Fit operators of raw columns by one reading of the frame's partitions."""
+    for operator, statistics in zip(operators, _statistics(operators, ddf), strict=True):
+        operator.fit_finalize(statistics)
+        operator.fitted = True
+
+
+def _statistics(operators: Sequence[Statistic], ddf: Any) -> list[tuple[Any, list[Any]]]:
+    parts = [
+        delayed(_collect)(operators, partition, number, pure=False) for number, partition in enumerate(ddf.to_delayed())
+    ]
+    while len(parts) > 1:
+        parts = [delayed(_merge)(operators, parts[i : i + _FAN_IN], pure=False) for i in range(0, len(parts), _FAN_IN)]
+    client = global_dask_client()
+    (merged,) = client.gather(client.compute(parts)) if client else dask.compute(*parts, scheduler="synchronous")
+    jobs = [operator.jobs(part) for operator, part in zip(operators, merged, strict=True)]
+    results = iter(compute([job for some in jobs for job in some]))
+    return [(part, [next(results) for _ in some]) for part, some in zip(merged, jobs, strict=True)]
+
+
+def _collect(operators: Sequence[Statistic], partition: Any, number: int) -> list[Any]:
+    return [operator.collect(partition, number) for operator in operators]
+
+
+def _merge(operators: Sequence[Statistic], parts: Sequence[list[Any]]) -> list[Any]:
+    return [operator.merge(column) for operator, column in zip(operators, zip(*parts, strict=True), strict=True)]

@@ -1,0 +1,63 @@
+"""Runs: what each partition leaves for a later step, by ascending key, in files; merged range by range of the keys.
+
+Counting, sorting and joining more than memory holds come down to it: a task writes one run, a later task takes the
+same range of keys from all runs and merges that. Keys are hashes, so ranges of equal width hold about as much.
+A run is an Arrow IPC file, memory-mapped when it is read; a task that is run again writes the same file again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = ["KEY", "Runs"]
+
+KEY = "key"  # uint64, ascending: the column that every run has
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one step, in a folder that all workers reach.
+
+    Attributes:
+        folder: made when the first run is written.
+    """
+
+    folder: Path
+
+    def write(self, number: int, table: pa.Table) -> int:
+        """Write the run of partition `number`, whole or not at all; returns its bytes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{number:06d}.arrow"
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        partial.replace(path)
+        return path.stat().st_size
+
+    def tables(self) -> list[pa.Table]:
+        """All runs, memory-mapped, by number."""
+        return [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(self.folder.glob("*.arrow"))]
+
+    def ranges(self, rows: int) -> Iterator[list[pa.Table]]:
+        """The runs cut at the same keys, so that a range has about `rows` rows over all runs.
+
+        Each range is a list of tables, one per run that has something in it; keys ascend from range to range.
+        """
+        tables = self.tables()
+        num_ranges = -(-sum(map(len, tables)) // rows)
+        bounds = [np.uint64((i << 64) // num_ranges) for i in range(1, num_ranges)]
+        cuts = [np.r_[0, np.searchsorted(table[KEY].to_numpy(), bounds), len(table)].astype(int) for table in tables]
+        for i in range(num_ranges):
+            parts = [t.slice(cut[i], cut[i + 1] - cut[i]) for t, cut in zip(tables, cuts, strict=True)]
+            yield [part for part in parts if len(part)]
+
+    def remove(self) -> None:
+        """Remove all runs."""
+        shutil.rmtree(self.folder, ignore_errors=True)

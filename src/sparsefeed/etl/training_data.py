@@ -1,0 +1,109 @@
+"""Training parquet: a file per partition, written whole or not at all, and what trainers read about the files.
+
+Not Merlin's own writer: that keeps a file open in each worker until all is done, so a worker that dies takes rows
+with it, and it lists files under the name of the folder they are written into.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask import delayed
+from merlin.core.utils import global_dask_client
+from merlin.schema import Schema
+from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+from sparsefeed.etl.impressions import label
+from sparsefeed.etl.spec import FeedSpec
+
+__all__ = ["write_training_data"]
+
+
+@dataclass(frozen=True)
+class WriteFile:
+    """Write one partition.
+
+    Attributes:
+        folder: of the files.
+        columns: in order.
+        row_group_rows: rows of a row group.
+        texts: columns with few distinct values for their number, worth a dictionary.
+        shuffle_seed: rows are put in a random order that it and the partition's number decide; None: they stay.
+    """
+
+    folder: Path
+    columns: tuple[str, ...]
+    row_group_rows: int
+    texts: tuple[str, ...]
+    shuffle_seed: int | None
+
+    def __call__(self, frame: Any, number: int) -> tuple[str, int]:
+        """Name and rows of the file; partition `number` is file `number`, also when it is written again."""
+        to_arrow = getattr(frame, "to_arrow", None)  # cuDF's
+        columns = frame[list(self.columns)]
+        table = to_arrow() if to_arrow else pa.Table.from_pandas(columns, preserve_index=False)
+        table = table.select(self.columns).replace_schema_metadata(None)
+        if self.shuffle_seed is not None:
+            random = np.random.default_rng([self.shuffle_seed, number])
+            table = table.take(pa.array(random.permutation(len(table))))
+        path = self.folder / f"part-{number:05d}.parquet"
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        pq.write_table(
+            table,
+            partial,
+            compression="none",
+            use_dictionary=list(self.texts),
+            row_group_size=self.row_group_rows,
+            write_statistics=False,
+        )
+        partial.replace(path)
+        return path.name, len(table)
+
+
+def write_training_data(
+    ddf: Any, schema: Schema, spec: FeedSpec, folder: Path, row_group_rows: int, shuffle_seed: int | None
+) -> int:
+    """Write all partitions of a frame below `folder`, which is made; returns the number of rows.
+
+    Args:
+        ddf: a Dask frame with the columns of `schema`.
+        schema: Merlin's, of the columns, in order.
+        spec: says which columns are labels, dense and ids.
+        folder: of the files.
+        row_group_rows: rows of a row group.
+        shuffle_seed: None leaves rows in order.
+    """
+    folder.mkdir(parents=True)
+    columns = tuple(schema.column_names)
+    ids = tuple(f.name for f in spec.of_kind("id"))
+    write = WriteFile(folder, columns, row_group_rows, ids, shuffle_seed)
+    tasks = [delayed(write)(part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
+    client = global_dask_client()
+    files = client.gather(client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
+    index = {name: i for i, name in enumerate(columns)}
+    kinds = {
+        "cats": [f.name for f in spec.lookups],
+        "conts": [f.name for f in spec.dense],
+        "labels": [label(r.name) for r in spec.responses],
+    }
+    metadata = {
+        "file_stats": [{"file_name": name, "num_rows": num} for name, num in files],
+        **{kind: [{"col_name": name, "index": index[name]} for name in names] for kind, names in kinds.items()},
+    }
+    (folder / "_metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", "utf-8")
+    # By name: HugeCTR reads them from the folder it is started in.
+    names = [name for name, _ in files]
+    (folder / "_file_list.txt").write_text("\n".join([str(len(names)), *names]) + "\n", "utf-8")
+    described = TensorflowMetadata.from_merlin_schema(schema)
+    described.to_proto_text_file(str(folder))
+    (folder / ".merlin").mkdir()
+    described.to_json_file(str(folder / ".merlin"))
+    return sum(num for _, num in files)

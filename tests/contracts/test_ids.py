@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from sparsefeed.etl.ids import IdMap, Inverse, KeyCounts, LastSeen, hash_ints, hash_strings
-from sparsefeed.etl.ids.admission import SPARE_IDS, candidates
+from sparsefeed.etl.ids import IdMap, Inverse, LastSeen, StringCounts, hash_ints, hash_strings
+from tests.etl.ids.equal_keys import another_of_the_same_key
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = json.loads((FIXTURES / "ids_golden.json").read_text("utf-8"))
@@ -58,11 +58,14 @@ def test_2_an_id_is_admitted_by_its_count_and_of_too_many_the_most_frequent_ties
     assert three.known(three.encode(["often", *by_key])).tolist() == [True, True, True, False]
 
 
-def test_2_candidates_are_the_keys_counted_often_enough_and_not_many_more_than_max_ids() -> None:
-    assert SPARE_IDS == 1024
-    counts = KeyCounts(np.arange(5_000, dtype=np.uint64), np.arange(5_000))
-    assert candidates(counts, 4_990, None).tolist() == list(range(4_990, 5_000))
-    assert candidates(counts, 2, 10).tolist() == list(range(5_000 - 10 - 1024, 5_000))
+def test_2_strings_are_counted_and_not_keys_however_many_partitions_they_come_from() -> None:
+    first = "post-00000000001"
+    other = another_of_the_same_key(first, SEED).decode()
+    parts = [StringCounts.of(strings, SEED) for strings in ([first, other, "x"], [first, "x"], [first, other])]
+    for order in (parts, parts[::-1]):
+        counted = order[0].merge(*order[1:]).at_least(3)
+        assert counted.strings.to_pylist() == [first]  # its key was counted five times
+        assert counted.counts.tolist() == [3]
 
 
 def test_3_an_unseen_or_rare_id_is_two_plus_key_mod_t() -> None:

@@ -8,6 +8,7 @@ from sparsefeed.etl.ids.inverse import Inverse
 from sparsefeed.etl.ids.keys import hash_ints, hash_strings
 from sparsefeed.etl.ids.last_seen import LastSeen
 from sparsefeed.etl.ids.mph import MinimalPerfectHash
+from sparsefeed.etl.ids.string_counts import StringCounts
 
 __all__ = [
     "FIRST_TAIL_ROW",
@@ -18,6 +19,7 @@ __all__ = [
     "KeyCounts",
     "LastSeen",
     "MinimalPerfectHash",
+    "StringCounts",
     "hash_ints",
     "hash_strings",
 ]

@@ -22,10 +22,9 @@ from sparsefeed.etl.impressions import ReadImpressions, columns_of, label
 from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.ops.map_ids import MapIds
 from sparsefeed.etl.ops.standardise import Standardise
-from sparsefeed.etl.ops.statistic import fit
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.training_data import write_training_data
-from sparsefeed.etl.workflow import dataset_of
+from sparsefeed.etl.workflow import dataset_of, fit_workflow
 
 __all__ = ["SPEC"]
 
@@ -56,12 +55,10 @@ def main(folder: Path, out: Path) -> dict[str, float]:
         passed = [label("click"), "impression_id"]
         workflow = nvt.Workflow(passed + (dense.columns >> dense) + (ids.columns >> ids))
         read = ReadImpressions(SPEC, columns_of(SPEC))
-        dataset = dataset_of(SPEC, read, logs.partitions(config.partition_rows), logs.text_impressions)
-        workflow.graph.construct_schema(dataset.schema)
-        fit([ids, dense], dataset.to_ddf(columns=[*ids.columns, *dense.columns]))
-        workflow.graph.construct_schema(dataset.schema, preserve_dtypes=True)
+        partitions = logs.partitions(config.partition_rows)
+        fit_workflow(workflow, [ids, dense], SPEC, read, partitions, logs.text_impressions)
         fitted = time.perf_counter()
-        rows = workflow.transform(dataset)
+        rows = workflow.transform(dataset_of(SPEC, read, partitions, logs.text_impressions))
         columns = [label("click"), *dense.columns, *ids.columns, "impression_id"]
         written = rows.to_ddf()[columns], rows.schema[columns]
         write_training_data(*written, SPEC, out / "train", config.row_group_rows, None)

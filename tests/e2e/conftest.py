@@ -11,7 +11,7 @@ import pytest
 
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder
-from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
+from sparsefeed.etl.workflow import FeedWorkflow
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.serving.config import ServingConfig
@@ -43,7 +43,7 @@ def finish(recipe: Recipe, workspace: Workspace, logs_folder: Path, reference: P
     opened = LogFolder.open(logs_folder, recipe.feed)
     read = ReadImpressions.prepare(recipe.feed, opened, recipe.etl.partition_rows, reference / "scratch")
     training = [p for p in opened.partitions(recipe.etl.partition_rows) if p.day in opened.days[:-1]]
-    feed.fit(dataset_of(recipe.feed, read, training, opened.text_impressions))
+    feed.fit(read, training, opened.text_impressions)
     return Run(recipe, workspace, logs_folder, bundle, feed)
 
 

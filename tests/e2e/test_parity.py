@@ -46,7 +46,9 @@ def test_the_serving_plan_equals_the_nvtabular_workflow(run: Run, raw: pd.DataFr
         start += n
         for side, count in (("member", 1), ("candidate", n)):
             names = getattr(plan, f"{side}_dense").names
-            np.testing.assert_allclose(answer[f"{side}_dense"], rows[list(names)].astype(np.float32).to_numpy()[:count], atol=1e-6)
+            np.testing.assert_allclose(
+                answer[f"{side}_dense"], rows[list(names)].astype(np.float32).to_numpy()[:count], atol=1e-6
+            )
         at = 0
         for table in plan.tables:
             for item in (lookup for lookup in plan.lookups if lookup.table == table.name):

@@ -8,6 +8,7 @@ of impressions looks its own up. A small directory over the keys makes a lookup 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from numba import njit
 from numpy.typing import NDArray
 
+from sparsefeed.etl.array_file import ArrayFile
 from sparsefeed.etl.cluster import compute
 from sparsefeed.etl.logs import Partition
 from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_piece
@@ -112,18 +114,13 @@ def _first(
 def _index(runs: Runs, folder: Path) -> int:
     """Merge a day's runs, range by range, into columns on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    num = 0
-    streams = {name: (folder / f"{name}.bin").open("wb") for name in _COLUMNS}
-    try:
+    with ExitStack() as stack:
+        files = [stack.enter_context(ArrayFile(folder / f"{name}.npy", dtype)) for name, dtype in _COLUMNS.items()]
         for tables in runs.ranges(_ROWS_AT_ONCE):
             whole = pa.concat_tables(tables)
-            columns = _first(*(whole[name].to_numpy() for name in _COLUMNS))
-            num += len(columns[0])
-            for stream, column in zip(streams.values(), columns, strict=True):
-                stream.write(np.ascontiguousarray(column).data)
-    finally:
-        for stream in streams.values():
-            stream.close()
+            for file, column in zip(files, _first(*(whole[name].to_numpy() for name in _COLUMNS)), strict=True):
+                file.append(column)
+    num = files[0].num_rows
     bits = max(1, (num // _KEYS_PER_ENTRY).bit_length())
     bounds = np.arange(1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
     keys = _mapped(folder, KEY)
@@ -133,10 +130,7 @@ def _index(runs: Runs, folder: Path) -> int:
 
 
 def _mapped(folder: Path, name: str) -> NDArray[Any]:
-    path = folder / f"{name}.bin"
-    if path.stat().st_size == 0:
-        return np.empty(0, _COLUMNS[name])
-    return np.memmap(path, _COLUMNS[name], "r").view(np.ndarray)
+    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")).view(np.ndarray)
 
 
 def _opened(folder: Path) -> tuple[NDArray[Any], ...]:

@@ -119,5 +119,6 @@ def _warm() -> None:
     counted = counted.merge(StringCounts.of(pa.array(["c"], pa.large_string()), 0))
     built = IdMap.build(counted.keys, counted.counts, table="warm", key_seed=0, tail_rows=1, strings=counted.strings)
     built.encode(pa.array(["a"]))
-    Moments.of(np.zeros(1, np.float32), 0.0, False)
-    has_infinity(np.zeros(1, np.float32))
+    for values in (np.zeros(1, np.float32), np.asarray(pa.array([0.0], pa.float32()).to_numpy())):  # the latter fixed
+        Moments.of(values, 0.0, False)
+        has_infinity(values)

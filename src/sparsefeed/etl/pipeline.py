@@ -101,18 +101,16 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
         partitions = logs.partitions(config.partition_rows)
         read = ReadImpressions.prepare(spec, logs, config.partition_rows, partial / "scratch", gpu)
         parts = {
-            name: dataset_of(spec, read, some, logs.text_impressions)
-            for name, some in (
-                ("train", [p for p in partitions if p.day not in eval_days]),
-                ("eval", [p for p in partitions if p.day in eval_days]),
-            )
+            "train": [p for p in partitions if p.day not in eval_days],
+            "eval": [p for p in partitions if p.day in eval_days],
         }
         progress(1, 4, f"fitting ids, statistics, weights and histories on {len(days) - config.eval_days} days")
-        feed.fit(parts["train"])
+        feed.fit(read, parts["train"], logs.text_impressions)
         num_rows = {}
         for step, name, what in ((2, "train", "training"), (3, "eval", "evaluation")):
             progress(step, 4, f"writing the {what} parquet")
-            num_rows[name] = _write(feed, parts[name], partial / name, config)
+            dataset = dataset_of(spec, read, parts[name], logs.text_impressions)
+            num_rows[name] = _write(feed, dataset, partial / name, config)
         notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
     assert read.repeats is not None
     if num_repeated := read.repeats.count():

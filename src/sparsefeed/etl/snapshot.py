@@ -7,7 +7,7 @@ milliseconds and is shared by all server processes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
+from sparsefeed.etl.array_file import ArrayFile
 
-__all__ = ["FORMAT", "Snapshot", "SnapshotSide"]
+__all__ = ["FORMAT", "SideWriter", "Snapshot", "SnapshotSide", "write_header"]
 
 FORMAT = 1
 Ragged = tuple[NDArray[np.int64], NDArray[np.uint64]]
@@ -56,14 +57,8 @@ class SnapshotSide:
 
     def save(self, folder: Path) -> None:
         """Write the side's .npy files into a new folder."""
-        folder.mkdir(parents=True)
-        np.save(folder / "keys.npy", self.keys)
-        np.save(folder / "dense.npy", self.dense)
-        for name, column in self.ids.items():
-            np.save(folder / f"{name}.npy", column)
-        for name, (offsets, keys) in self.lists.items():
-            np.save(folder / f"{name}.offsets.npy", offsets)
-            np.save(folder / f"{name}.npy", keys)
+        with SideWriter(folder, self.dense.shape[1], list(self.ids), list(self.lists)) as writer:
+            writer.append(self)
 
     @classmethod
     def load(cls, folder: Path, ids: list[str], lists: list[str]) -> SnapshotSide:
@@ -86,6 +81,48 @@ class SnapshotSide:
         )
 
 
+class SideWriter:
+    """Writes a side part by part, each of greater keys than the one before."""
+
+    def __init__(self, folder: Path, num_dense: int, ids: Sequence[str], lists: Sequence[str]) -> None:
+        """Begin a side in a new folder.
+
+        Args:
+            folder: made.
+            num_dense: D, dense features of the side.
+            ids: its other id features.
+            lists: its list and history features.
+        """
+        folder.mkdir(parents=True)
+        self.count = 0
+        self._files = {
+            "keys": ArrayFile(folder / "keys.npy", np.uint64),
+            "dense": ArrayFile(folder / "dense.npy", np.float32, num_dense),
+            **{name: ArrayFile(folder / f"{name}.npy", np.uint64) for name in (*ids, *lists)},
+        }
+        self._offsets = {name: ArrayFile(folder / f"{name}.offsets.npy", np.int64) for name in lists}
+        for file in self._offsets.values():
+            file.append(np.zeros(1, np.int64))
+
+    def append(self, side: SnapshotSide) -> None:
+        """Write some members or posts."""
+        self.count += len(side.keys)
+        self._files["keys"].append(side.keys)
+        self._files["dense"].append(side.dense)
+        for name, column in side.ids.items():
+            self._files[name].append(column)
+        for name, (offsets, keys) in side.lists.items():
+            self._offsets[name].append(self._files[name].num_rows + offsets[1:] - offsets[0])
+            self._files[name].append(keys)
+
+    def __enter__(self) -> SideWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (*self._files.values(), *self._offsets.values()):
+            file.close()
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Member and post state at `as_of_ms` (milliseconds since the epoch)."""
@@ -101,17 +138,11 @@ class Snapshot:
         sides = {"member": self.member, "post": self.post}
         for name, side in sides.items():
             side.save(folder / name)
-        header = {
-            "format": FORMAT,
-            "as_of": self.as_of_ms,
-            "key_seed": self.key_seed,
-            "spec_digest": self.spec_digest,
-            "sides": {
-                name: {"count": len(side.keys), "ids": list(side.ids), "lists": list(side.lists)}
-                for name, side in sides.items()
-            },
+        shapes = {
+            name: {"count": len(side.keys), "ids": list(side.ids), "lists": list(side.lists)}
+            for name, side in sides.items()
         }
-        (folder / "snapshot.json").write_text(json.dumps(header, indent=1) + "\n", "utf-8")
+        write_header(folder, self.as_of_ms, self.key_seed, self.spec_digest, shapes)
 
     @classmethod
     def load(cls, folder: Path) -> Snapshot:
@@ -130,3 +161,11 @@ class Snapshot:
             return cls(sides["member"], sides["post"], header["as_of"], header["key_seed"], header["spec_digest"])
         except (OSError, ValueError, KeyError) as error:
             raise BundleError(f"{path}: not a snapshot: {error}; export the bundle again") from error
+
+
+def write_header(
+    folder: Path, as_of_ms: int, key_seed: int, spec_digest: str, sides: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Write snapshot.json of sides that are there: per side its `count`, `ids` and `lists`."""
+    header = {"format": FORMAT, "as_of": as_of_ms, "key_seed": key_seed, "spec_digest": spec_digest, "sides": sides}
+    (folder / "snapshot.json").write_text(json.dumps(header, indent=1) + "\n", "utf-8")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparsefeed.etl.kernels.history import latest
+from sparsefeed.etl.runs import KEY
 from sparsefeed.etl.snapshot import SnapshotSide
 
 __all__ = ["Keys", "LastKnown"]
@@ -90,6 +93,40 @@ class LastKnown:
             np.concatenate([p.tie for p in parts]),
             np.concatenate([p.dense for p in parts]),
             {name: Keys.concatenate([p.ids[name] for p in parts]) for name in parts[0].ids},
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """Write as a table by ascending key."""
+        columns: dict[str, Any] = {KEY: self.key, "time_ms": self.time_ms, "tie": self.tie}
+        columns |= {f"dense_{i}": self.dense[:, i] for i in range(self.dense.shape[1])}
+        for name, column in self.ids.items():
+            values = pa.array(column.values)
+            if column.lengths is not None:
+                offsets = np.r_[np.int64(0), np.cumsum(column.lengths)]
+                values = pa.LargeListArray.from_arrays(pa.array(offsets), values)
+            columns[f"id_{name}"] = values
+        return pa.table(columns)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> LastKnown:
+        """Read what `to_arrow` wrote, or some rows of it in a row."""
+        dense = [table[name].to_numpy() for name in table.column_names if name.startswith("dense_")]
+        ids = {}
+        for name in table.column_names:
+            if name.startswith("id_"):
+                column = table[name].combine_chunks()
+                column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+                if pa.types.is_large_list(column.type):
+                    lengths = np.asarray(column.value_lengths().to_numpy(), np.int64)
+                    ids[name.removeprefix("id_")] = Keys(column.flatten().to_numpy(), lengths)
+                else:
+                    ids[name.removeprefix("id_")] = Keys(column.to_numpy())
+        return cls(
+            table[KEY].to_numpy(),
+            table["time_ms"].to_numpy(),
+            table["tie"].to_numpy(),
+            np.stack(dense, axis=1) if dense else np.zeros((len(table), 0), np.float32),
+            ids,
         )
 
     def snapshot(self, histories: Mapping[str, tuple[NDArray[np.int64], NDArray[np.uint64]]]) -> SnapshotSide:

@@ -36,7 +36,7 @@ from sparsefeed.etl.ops.statistic import Statistic, fit
 from sparsefeed.etl.plan import DensePlan, LookupPlan, ServingPlan, TablePlan
 from sparsefeed.etl.spec import FeedSpec, Side, side_of
 
-__all__ = ["FeedWorkflow", "dataset_of", "training_columns"]
+__all__ = ["FeedWorkflow", "dataset_of", "fit_workflow", "training_columns"]
 
 
 def training_columns(spec: FeedSpec) -> list[str]:
@@ -67,6 +67,22 @@ def dataset_of(
     return Dataset(ddf, schema=_input_schema(spec, text_impressions), cpu=not read.cudf)
 
 
+def fit_workflow(
+    workflow: nvt.Workflow,
+    operators: Sequence[Statistic],
+    spec: FeedSpec,
+    read: ReadImpressions,
+    partitions: Sequence[Partition],
+    text_impressions: bool,
+) -> None:
+    """Fit the operators of a workflow over raw columns by one reading of the partitions."""
+    schema = _input_schema(spec, text_impressions)
+    workflow.graph.construct_schema(schema)
+    columns = dict.fromkeys(name for operator in operators for name in operator.columns)
+    fit(operators, read.project_columns(list(columns)), partitions)
+    workflow.graph.construct_schema(schema, preserve_dtypes=True)
+
+
 @dataclass
 class FeedWorkflow:
     """A FeedSpec's nvtabular.Workflow and the operators that hold its fitted state.
@@ -92,15 +108,11 @@ class FeedWorkflow:
             graph = graph + (operator.columns >> operator)
         self.workflow = nvt.Workflow(graph)
 
-    def fit(self, dataset: Dataset) -> None:
-        """Fit ids, statistics, weights, histories and the snapshot by one reading of the dataset."""
+    def fit(self, read: ReadImpressions, partitions: Sequence[Partition], text_impressions: bool) -> None:
+        """Fit ids, statistics, weights, histories and the snapshot by one reading of the partitions."""
         # Not Workflow.fit: it reads for each operator, then infers types from the first partition, which fails
         # where all its histories are empty; every operator here states its types.
-        graph = self.workflow.graph
-        graph.construct_schema(dataset.schema)
-        columns = dict.fromkeys(name for operator in self.operators for name in operator.columns)
-        fit(self.operators, dataset.to_ddf(columns=list(columns)))
-        graph.construct_schema(dataset.schema, preserve_dtypes=True)
+        fit_workflow(self.workflow, self.operators, self.spec, read, partitions, text_impressions)
 
     def transform(self, dataset: Dataset) -> Dataset:
         """The training columns, in the contract's order, lazily."""

@@ -29,7 +29,7 @@ from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.ops import map_ids
 from sparsefeed.etl.ops.map_ids import MapIds
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
+from sparsefeed.etl.workflow import FeedWorkflow
 from tests import logs
 from tests.etl.ids.narrow import use_narrow_keys
 
@@ -205,7 +205,7 @@ def test_a_cluster_of_two_workers_fits_the_same_maps(logs_folder: Path, tmp_path
         with open_cluster(ClusterConfig(workers=workers)):
             feed = FeedWorkflow(feed_spec, tmp_path / str(workers))
             read = ReadImpressions.prepare(feed_spec, folder, 100, tmp_path / "scratch")
-            feed.fit(dataset_of(feed_spec, read, folder.partitions(100), folder.text_impressions))
+            feed.fit(read, folder.partitions(100), folder.text_impressions)
     for table in ("member", "creator", "post", "hashtag"):
         one, two = (tmp_path / str(n) / "ids" / table for n in (0, 2))
         assert (one / "id_map.json").read_text() == (two / "id_map.json").read_text()

@@ -74,9 +74,7 @@ def groups_of_equal_keys(keys: NDArray[np.uint64], strings: Strings | None, wher
     Raises:
         IdError: two of one key are the same string, or there are no strings to tell them apart.
     """
-    if (keys[1:] > keys[:-1]).all():  # as KeyCounts gives them
-        return {}
-    ordered = np.sort(keys)
+    ordered = keys if (keys[1:] >= keys[:-1]).all() else np.sort(keys)  # as those of counts are
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
         return {}

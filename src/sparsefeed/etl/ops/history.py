@@ -7,7 +7,7 @@ made at the very end, by the id maps of the items' tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,24 @@ from merlin.schema import ColumnSchema, Schema
 from numpy.typing import NDArray
 
 from sparsefeed.etl import frame
+from sparsefeed.etl.events import EventFiles
 from sparsefeed.etl.ids.keys import hash_strings
 from sparsefeed.etl.impressions import IMPRESSION, POSITION, RANDOM, TIME, event_time
 from sparsefeed.etl.kernels.history import Events, as_of
 from sparsefeed.etl.ops.map_ids import MapIds, rows_schema
-from sparsefeed.etl.ops.statistic import Statistic
-from sparsefeed.etl.snapshot import Snapshot
+from sparsefeed.etl.ops.statistic import Job, Statistic
+from sparsefeed.etl.runs import Runs
+from sparsefeed.etl.snapshot import SideWriter, write_header
 from sparsefeed.etl.spec import FeedSpec, IdFeature, Side
 from sparsefeed.etl.state import Keys, LastKnown
 
 __all__ = ["CONTEXT", "History"]
 
+Kind = tuple[str, str]  # the feature that items are of, and the response
+_ROWS_AT_ONCE = 500_000  # members or posts of partitions that a job merges at a time
+
 # What a training row carries beside features and labels, for evaluation only: raw column -> written column.
 CONTEXT = {IMPRESSION: "impression_id", POSITION: "position", RANDOM: "random"}
-
-
-@dataclass(frozen=True)
-class Partial:
-    """What one partition, or many, say of events and state."""
-
-    events: dict[tuple[str, str], tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]]  # (of, response)
-    member: LastKnown
-    post: LastKnown
-    end_ms: int
 
 
 def keys_of(column: Any, seed: int) -> Keys:
@@ -74,41 +69,63 @@ def _side(
     return state
 
 
-def collect(part: DataFrameType, spec: FeedSpec, number: int) -> Partial:
-    """Events and state of partition `number`."""
-    num_rows = len(part)
-    member = (
-        keys_of(part[spec.logs.member], spec.key_seed).values if spec.logs.member else np.zeros(num_rows, np.uint64)
-    )
-    events = {}
-    for of, response in sorted({(h.of, h.response) for h in spec.histories}):
-        moment = frame.numpy(part[event_time(response)])
-        item = keys_of(part[of], spec.key_seed).values
-        happened = (moment > 0) & (member > 0) & (item > 0)
-        events[of, response] = (member[happened], moment[happened], item[happened])
-    time_ms = frame.numpy(part[TIME])
-    last_event = max((int(moment.max()) for _, moment, _ in events.values() if len(moment)), default=0)
-    post = keys_of(part[spec.logs.post], spec.key_seed).values
-    return Partial(
-        events,
-        _side(part, spec, number, member, "member", spec.logs.member),
-        _side(part, spec, number, post, "candidate", spec.logs.post),
-        max(last_event, int(time_ms.max()) if num_rows else 0),
-    )
+@dataclass(frozen=True)
+class MemberSnapshot:
+    """Sort the events, then write the members' side of the snapshot with the histories they have by then."""
+
+    spec: FeedSpec
+    events: Mapping[Kind, EventFiles]
+    event_runs: Mapping[Kind, Runs]
+    runs: Runs
+    folder: Path
+    as_of_ms: int
+
+    def __call__(self) -> dict[str, Any]:
+        """Count and features of the side, for the snapshot's header."""
+        for kind, files in self.events.items():
+            files.build(self.event_runs[kind])
+        ids, lists = _names(self.spec, "member", self.spec.logs.member)
+        lists += [history.name for history in self.spec.histories]
+        num_dense = len(self.spec.of_kind("dense", side="member"))
+        with SideWriter(self.folder, num_dense, ids, lists) as writer:
+            for tables in self.runs.ranges(_ROWS_AT_ONCE):
+                state = LastKnown.merge([LastKnown.from_arrow(table) for table in tables])
+                now = np.full(len(state.key), self.as_of_ms, np.int64)
+                writer.append(
+                    state.snapshot(
+                        {
+                            h.name: as_of(self.events[h.of, h.response].events, state.key, now, h.max_length)
+                            for h in self.spec.histories
+                        }
+                    )
+                )
+        self.runs.remove()
+        return {"count": writer.count, "ids": ids, "lists": lists}
 
 
-def merge(parts: Sequence[Partial]) -> Partial:
-    """All events; the later state wins."""
-    events = {
-        name: tuple(np.concatenate(columns) for columns in zip(*(p.events[name] for p in parts), strict=True))
-        for name in parts[0].events
-    }
-    return Partial(
-        events,  # type: ignore[arg-type]
-        LastKnown.merge([p.member for p in parts]),
-        LastKnown.merge([p.post for p in parts]),
-        max(p.end_ms for p in parts),
-    )
+@dataclass(frozen=True)
+class PostSnapshot:
+    """Write the posts' side of the snapshot."""
+
+    spec: FeedSpec
+    runs: Runs
+    folder: Path
+
+    def __call__(self) -> dict[str, Any]:
+        """Count and features of the side, for the snapshot's header."""
+        ids, lists = _names(self.spec, "candidate", self.spec.logs.post)
+        num_dense = len(self.spec.of_kind("dense", side="candidate"))
+        with SideWriter(self.folder, num_dense, ids, lists) as writer:
+            for tables in self.runs.ranges(_ROWS_AT_ONCE):
+                writer.append(LastKnown.merge([LastKnown.from_arrow(table) for table in tables]).snapshot({}))
+        self.runs.remove()
+        return {"count": writer.count, "ids": ids, "lists": lists}
+
+
+def _names(spec: FeedSpec, side: Side, named: str | None) -> tuple[list[str], list[str]]:
+    """Id and list features of a side, without the one that names it."""
+    ids = [f.name for f in spec.of_kind("id", side=side) if f.name != named]
+    return ids, [f.name for f in spec.of_kind("ids", side=side)]
 
 
 class History(Statistic):
@@ -117,7 +134,8 @@ class History(Statistic):
     Args:
         spec: the declaration.
         map_ids: fitted beside this operator; turns item keys into rows.
-        folder: where the snapshot goes: `folder/snapshot`.
+        folder: where the snapshot goes, `folder/snapshot`; sorted events lie in `folder/scratch` meanwhile, runs in
+            `folder/runs`.
     """
 
     def __init__(self, spec: FeedSpec, map_ids: MapIds, folder: Path) -> None:
@@ -125,7 +143,10 @@ class History(Statistic):
         self.spec = spec
         self.map_ids = map_ids
         self.folder = folder
-        self.events: dict[tuple[str, str], Events] = {}
+        kinds: list[Kind] = sorted({(h.of, h.response) for h in spec.histories})
+        self.events = {kind: EventFiles(folder / "scratch" / f"events-{'-'.join(kind)}") for kind in kinds}
+        self.event_runs = {kind: Runs(folder / "runs" / f"events-{'-'.join(kind)}") for kind in kinds}
+        self.state_runs = {side: Runs(folder / "runs" / f"state-{side}") for side in ("member", "post")}
 
     @property
     def columns(self) -> list[str]:
@@ -133,26 +154,44 @@ class History(Statistic):
         features = [f.name for f in self.spec.of_kind("id", "ids", "dense")]
         return [*features, *(event_time(r.name) for r in self.spec.responses), TIME, *CONTEXT]
 
-    def collect(self, part: DataFrameType, number: int) -> Partial:
-        """Events and state of a partition."""
-        return collect(part, self.spec, number)
+    def collect(self, part: DataFrameType, number: int) -> int:
+        """Leave a partition's events and state as runs; give the moment of the last thing that happened, in ms."""
+        spec = self.spec
+        member = (
+            keys_of(part[spec.logs.member], spec.key_seed).values
+            if spec.logs.member
+            else np.zeros(len(part), np.uint64)
+        )
+        time_ms = frame.numpy(part[TIME])
+        end_ms = int(time_ms.max(initial=0))
+        for (of, response), runs in self.event_runs.items():
+            moment = frame.numpy(part[event_time(response)])
+            item = keys_of(part[of], spec.key_seed).values
+            happened = (moment > 0) & (member > 0) & (item > 0)
+            runs.write(number, EventFiles.run(Events(member[happened], moment[happened], item[happened])))
+            end_ms = max(end_ms, int(moment[happened].max(initial=0)))
+        post = keys_of(part[spec.logs.post], spec.key_seed).values
+        sides = (("member", member, "member", spec.logs.member), ("post", post, "candidate", spec.logs.post))
+        for name, key, side, named in sides:
+            state = _side(part, spec, number, key, side, named)  # type: ignore[arg-type]
+            self.state_runs[name].write(number, state.to_arrow())
+        return end_ms
 
-    def merge(self, parts: Sequence[Partial]) -> Partial:
-        """Events and state of several partitions."""
-        return merge(parts)
+    def merge(self, parts: Sequence[int]) -> int:
+        """The last moment of several partitions."""
+        return max(parts)
 
-    def fit_finalize(self, dask_stats: tuple[Partial, list[Any]]) -> None:
-        """Sort the events and write the snapshot as of just after the last thing that happened."""
-        collected, _ = dask_stats
-        self.events = {name: Events.sort(*columns) for name, columns in collected.events.items()}
-        as_of_ms = collected.end_ms + 1
-        members = collected.member.key
-        now = np.full(len(members), as_of_ms, np.int64)
-        histories = {
-            h.name: as_of(self.events[h.of, h.response], members, now, h.max_length) for h in self.spec.histories
-        }
-        member, post = collected.member.snapshot(histories), collected.post.snapshot({})
-        Snapshot(member, post, as_of_ms, self.spec.key_seed, self.spec.digest).save(self.folder / "snapshot")
+    def jobs(self, merged: int) -> list[Job]:
+        """The two sides of the snapshot as of just after the last thing that happened."""
+        folder, runs = self.folder / "snapshot", self.state_runs
+        members = MemberSnapshot(self.spec, self.events, self.event_runs, runs["member"], folder / "member", merged + 1)
+        return [members, PostSnapshot(self.spec, runs["post"], folder / "post")]
+
+    def fit_finalize(self, dask_stats: tuple[int, list[Any]]) -> None:
+        """Write the snapshot's header, last."""
+        end_ms, (member, post) = dask_stats
+        sides = {"member": member, "post": post}
+        write_header(self.folder / "snapshot", end_ms + 1, self.spec.key_seed, self.spec.digest, sides)
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
         """Lists of rows, most recent first; strictly before the row's time."""
@@ -163,7 +202,8 @@ class History(Statistic):
             for history in self.spec.histories:
                 item = self.spec.feature_by_name[history.of]
                 assert isinstance(item, IdFeature)
-                offsets, keys = as_of(self.events[history.of, history.response], member, time_ms, history.max_length)
+                events = self.events[history.of, history.response].events
+                offsets, keys = as_of(events, member, time_ms, history.max_length)
                 out[history.name] = frame.ragged(offsets, self.map_ids.maps[item.table].lookup(keys))
         for raw, written in CONTEXT.items():
             out[written] = df[raw]
@@ -182,5 +222,4 @@ class History(Statistic):
         return Schema(columns)
 
     def clear(self) -> None:
-        """Forget the events."""
-        self.events = {}
+        """Nothing is held: the events lie in their folder."""

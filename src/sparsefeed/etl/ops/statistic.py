@@ -8,7 +8,8 @@ from the runs that `collect` wrote). `fit` takes any number of operators through
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import dask
 from dask import delayed
@@ -21,6 +22,7 @@ from sparsefeed.etl.cluster import compute
 __all__ = ["Job", "Statistic", "fit"]
 
 Job = Callable[[], Any]
+Source = TypeVar("Source")
 _FAN_IN = 8
 
 
@@ -48,34 +50,51 @@ class Statistic(StatOperator):
         return []
 
     def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Fit as NVTabular's own Workflow.fit asks it to: alone."""
-        return delayed(_statistics([self], ddf)[0], pure=False)
+        """Fit as NVTabular's own Workflow.fit asks it to: alone, and where a task reads ahead of the others."""
+        parts = [delayed(_collect)([self], part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
+        while len(parts) > 1:
+            parts = [delayed(_merge)([self], parts[i : i + _FAN_IN], pure=False) for i in range(0, len(parts), _FAN_IN)]
+        client = global_dask_client()
+        (merged,) = client.gather(client.compute(parts)) if client else dask.compute(*parts, scheduler="synchronous")
+        return delayed(_finished([self], merged)[0], pure=False)
 
     # fit_finalize(self, dask_stats: tuple[merged, results of jobs]): what NVTabular calls with what `fit` gave.
 
 
-def fit(operators: Sequence[Statistic], ddf: Any) -> None:
-    """Fit operators of raw columns by one reading of the frame's partitions."""
-    for operator, statistics in zip(operators, _statistics(operators, ddf), strict=True):
+def fit(operators: Sequence[Statistic], read: Callable[[Source], Any], sources: Sequence[Source]) -> None:
+    """Fit operators of raw columns by reading every source once.
+
+    A task reads one source and reduces it before another is read, so a worker holds one partition at a time.
+
+    Args:
+        operators: to be fitted together.
+        read: of a source makes a frame with the columns of all operators.
+        sources: one per partition.
+    """
+    parts = compute([partial(_read_and_collect, operators, read, s, number) for number, s in enumerate(sources)])
+    while len(parts) > 1:
+        groups = [parts[i : i + _FAN_IN] for i in range(0, len(parts), _FAN_IN)]
+        parts = [_merge(operators, group) for group in groups]
+    for operator, statistics in zip(operators, _finished(operators, parts[0]), strict=True):
         operator.fit_finalize(statistics)
         operator.fitted = True
 
 
-def _statistics(operators: Sequence[Statistic], ddf: Any) -> list[tuple[Any, list[Any]]]:
-    parts = [
-        delayed(_collect)(operators, partition, number, pure=False) for number, partition in enumerate(ddf.to_delayed())
-    ]
-    while len(parts) > 1:
-        parts = [delayed(_merge)(operators, parts[i : i + _FAN_IN], pure=False) for i in range(0, len(parts), _FAN_IN)]
-    client = global_dask_client()
-    (merged,) = client.gather(client.compute(parts)) if client else dask.compute(*parts, scheduler="synchronous")
+def _finished(operators: Sequence[Statistic], merged: list[Any]) -> list[tuple[Any, list[Any]]]:
+    """What is left to do once all is collected."""
     jobs = [operator.jobs(part) for operator, part in zip(operators, merged, strict=True)]
     results = iter(compute([job for some in jobs for job in some]))
     return [(part, [next(results) for _ in some]) for part, some in zip(merged, jobs, strict=True)]
 
 
-def _collect(operators: Sequence[Statistic], partition: Any, number: int) -> list[Any]:
-    return [operator.collect(partition, number) for operator in operators]
+def _read_and_collect(
+    operators: Sequence[Statistic], read: Callable[[Source], Any], source: Source, number: int
+) -> list[Any]:
+    return _collect(operators, read(source), number)
+
+
+def _collect(operators: Sequence[Statistic], part: Any, number: int) -> list[Any]:
+    return [operator.collect(part, number) for operator in operators]
 
 
 def _merge(operators: Sequence[Statistic], parts: Sequence[list[Any]]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What lies on the disk between the passes: arrays written piece by piece, events, and the state of members and posts."""
+"""What lies on the disk between the passes: arrays written piece by piece, events, state of members and posts."""
 
 from __future__ import annotations
 

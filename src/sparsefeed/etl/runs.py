@@ -48,7 +48,8 @@ class Runs:
     def ranges(self, rows: int) -> Iterator[list[pa.Table]]:
         """The runs cut at the same keys, so that a range has about `rows` rows over all runs.
 
-        Each range is a list of tables, one per run that has something in it; keys ascend from range to range.
+        Each range is a list of tables, one per run that has something in it, at least one; keys ascend from range to
+        range.
         """
         tables = self.tables()
         num_ranges = -(-sum(map(len, tables)) // rows)
@@ -56,7 +57,8 @@ class Runs:
         cuts = [np.r_[0, np.searchsorted(table[KEY].to_numpy(), bounds), len(table)].astype(int) for table in tables]
         for i in range(num_ranges):
             parts = [t.slice(cut[i], cut[i + 1] - cut[i]) for t, cut in zip(tables, cuts, strict=True)]
-            yield [part for part in parts if len(part)]
+            if filled := [part for part in parts if len(part)]:
+                yield filled
 
     def remove(self) -> None:
         """Remove all runs."""

@@ -9,6 +9,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -121,6 +123,71 @@ def test_without_ips_no_weight_is_written(folder: Path, tmp_path: Path) -> None:
     schema = pq.read_schema(sorted((tmp_path / "etl" / "train").glob("*.parquet"))[0])
     assert not [name for name in schema.names if name.startswith(("w_", "cell_"))]
     assert not (tmp_path / "etl" / "ips.parquet").exists()
+
+
+def tables(folder: Path) -> pd.DataFrame:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]).to_pandas()
+
+
+@pytest.mark.parametrize("ips", ["none", {"position_edges": [1, 2, 3, 4]}])
+def test_sampled_rows_weigh_one_over_their_rate_and_no_random_row_is_left_out(tmp_path: Path, ips: object) -> None:
+    root = logs.write(tmp_path / "logs", days=2, sessions=400)
+    sampling = {"rates": {"click": 0.8}, "others": 0.25}
+    run(logs.spec(ips=ips), root, tmp_path / "all", CONFIG)
+    summary = run(logs.spec(ips=ips, sampling=sampling), root, tmp_path / "some", CONFIG)
+    everything, some = (tables(tmp_path / name / "train").set_index("impression_id") for name in ("all", "some"))
+    assert summary["num_train_rows"] == len(some) < 0.75 * len(everything)
+    assert set(some.index) < set(everything.index)
+    assert some["random"].sum() == everything["random"].sum()
+    same = everything.loc[some.index]
+    rate = np.where(same["y_like"] > 0, 1.0, np.where(same["y_click"] > 0, 0.8, 0.25))
+    rate[same["random"] == 1] = 1.0
+    for response in ("click", "like"):
+        before = same[f"w_{response}"] if ips != "none" else 1.0
+        np.testing.assert_allclose(some[f"w_{response}"], before / rate, rtol=1e-5)
+        weights = pq.read_table(tmp_path / "some" / "ips.parquet").to_pandas()
+        of_cell = weights[weights["response"] == response].groupby("cell")["weight"].agg(["min", "max"])
+        of_cell.loc[0] = 1.0
+        cells = some[f"cell_{response}"]
+        np.testing.assert_allclose(some[f"w_{response}"], of_cell["max"].reindex(cells).to_numpy(), rtol=1e-5)
+        assert (of_cell["max"] - of_cell["min"]).max() < 1e-12
+    production = everything["random"] == 0
+    total = (some["w_click"] * (some["random"] == 0)).sum() if ips == "none" else production.sum()
+    assert abs(total - production.sum()) < 0.1 * production.sum()
+    for name in ("ids", "snapshot", "transform"):  # what is fitted is fitted on all rows
+        for path in (tmp_path / "all" / name).rglob("*.npy"):
+            assert path.read_bytes() == (tmp_path / "some" / path.relative_to(tmp_path / "all")).read_bytes()
+    pd.testing.assert_frame_equal(
+        tables(tmp_path / "all" / "eval").filter(regex="^(y_|post_|member_)"),
+        tables(tmp_path / "some" / "eval").filter(regex="^(y_|post_|member_)"),
+    )
+
+
+def test_what_the_weights_do_is_told(folder: Path, tmp_path: Path) -> None:
+    summary = run(logs.spec(ips={"position_edges": [1, 2, 3, 4], "clip": 1.2}), folder, tmp_path / "etl", CONFIG)
+    train = tables(tmp_path / "etl" / "train")
+    for response in ("click", "like"):
+        weights = train[train[f"cell_{response}"] > 0][f"w_{response}"].to_numpy(np.float64)
+        told = summary["ips"][response]
+        assert told["num_weighted_rows"] == len(weights)
+        assert told["effective_sample_size"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum(), rel=1e-3)
+        assert 0 < told["num_clipped_rows"] <= len(weights)
+
+
+def test_histories_of_windows_and_frequencies_are_written_and_snapshot(folder: Path, tmp_path: Path) -> None:
+    spec = logs.spec()
+    features = [f.model_dump() for f in spec.features]
+    history = next(f for f in features if f["name"] == "clicked_posts")
+    features += [
+        {**history, "name": "often", "order": "frequent", "max_length": 5},
+        {**history, "name": "lately", "window_days": 0.1},
+    ]
+    root = logs.write(tmp_path / "more", days=3, sessions=200)
+    run(logs.spec(features=features), root, tmp_path / "etl", CONFIG)
+    train = tables(tmp_path / "etl" / "train")
+    assert train["lately"].map(len).sum() < train["clicked_posts"].map(len).sum()
+    assert (train["often"].map(len) == train["often"].map(lambda ids: len(set(ids)))).all()
+    assert (tmp_path / "etl" / "snapshot" / "member" / "often.npy").exists()
 
 
 def test_a_feed_without_members_actions_sessions_and_positions_runs_too(folder: Path, tmp_path: Path) -> None:

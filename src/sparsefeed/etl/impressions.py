@@ -22,6 +22,7 @@ from sparsefeed.errors import DataError
 from sparsefeed.etl import frame
 from sparsefeed.etl.actions import ActionIndex
 from sparsefeed.etl.kernels.dense import has_infinity
+from sparsefeed.etl.kernels.sampling import kept, strata, stratum_of
 from sparsefeed.etl.logs import LogFolder, Partition, Piece, impression_columns
 from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_piece
 from sparsefeed.etl.repeats import Repeats
@@ -31,6 +32,7 @@ __all__ = [
     "IMPRESSION",
     "POSITION",
     "RANDOM",
+    "STRATUM",
     "SURFACE",
     "TIME",
     "ReadImpressions",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 TIME, POSITION, SURFACE, RANDOM, IMPRESSION = "_time", "_position", "_surface", "_random", "impression_id"
+STRATUM = "_stratum"  # of the rate that a row was kept with, 0 where all are (kernels.sampling)
 Column = Any  # numpy [n], or Arrow's array of strings or lists
 
 
@@ -57,7 +60,7 @@ def columns_of(spec: FeedSpec) -> tuple[str, ...]:
     """Columns of a frame, in order."""
     features = [feature.name for feature in spec.of_kind("id", "ids", "dense")]
     responses = [name for r in spec.responses for name in (label(r.name), event_time(r.name))]
-    return (*features, *responses, TIME, POSITION, SURFACE, RANDOM, IMPRESSION)
+    return (*features, *responses, TIME, POSITION, SURFACE, RANDOM, STRATUM, IMPRESSION)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class ReadImpressions:
         repeats: rows to drop; None: none.
         actions: where labels that have no column come from; None: the spec declares none.
         cudf: whether frames are cuDF's.
+        sample: whether to leave rows out as the spec's `sampling` says.
     """
 
     spec: FeedSpec
@@ -77,6 +81,7 @@ class ReadImpressions:
     repeats: Repeats | None = None
     actions: ActionIndex | None = None
     cudf: bool = False
+    sample: bool = False
 
     @classmethod
     def prepare(cls, spec: FeedSpec, logs: LogFolder, rows: int, scratch: Path, cudf: bool = False) -> ReadImpressions:
@@ -109,17 +114,18 @@ class ReadImpressions:
         columns = {name: _joined([part[name] for part in parts]) for name in parts[0]}
         dropped = self.repeats.rows(partition) if self.repeats else ()
         if len(dropped):
-            kept = np.ones(partition.num_rows, np.bool_)
-            kept[dropped] = False
-            columns = {
-                name: column[kept] if isinstance(column, np.ndarray) else column.filter(pa.array(kept))
-                for name, column in columns.items()
-            }
-        if self.actions and _KEYS in columns:
-            for response, first in self.actions.first_times(partition.day, columns.pop(_KEYS)).items():
+            first = np.ones(partition.num_rows, np.bool_)
+            first[dropped] = False
+            columns = _filtered(columns, first)
+        keys = columns.pop(_KEYS, None)
+        if self.actions and self._joins:
+            for response, acted in self.actions.first_times(partition.day, keys).items():
                 # A clock may say that the action came before the impression; it did not.
-                moment = np.where(first > 0, np.maximum(first, columns[TIME]), 0)
+                moment = np.where(acted > 0, np.maximum(acted, columns[TIME]), 0)
                 columns |= {label(response): (moment > 0).astype(np.float32), event_time(response): moment}
+        columns[STRATUM] = np.zeros(len(columns[RANDOM]), np.int8)
+        if self.sample and self.spec.sampling:
+            columns = _sampled(columns, keys, self.spec)
         return frame.from_arrow({name: columns[name] for name in self.columns}, self.cudf)
 
     def _read(self, piece: Piece) -> dict[str, Column]:
@@ -140,7 +146,7 @@ class ReadImpressions:
         if logs.impression in raw:
             ids = no_nulls(piece, logs.impression, lambda column: column, table)
             columns[IMPRESSION] = ids.to_numpy() if pa.types.is_integer(ids.type) else ids
-            if self._joins:
+            if self._joins or self.sample:
                 columns[_KEYS] = event_keys(ids)
         for response in spec.responses:
             if response.column in raw:
@@ -164,7 +170,8 @@ class ReadImpressions:
     def _joins(self) -> bool:
         """Whether a label is asked for that comes from actions."""
         responses = [r.name for r in self.spec.responses if r.column is None]
-        return any(name in self.columns for r in responses for name in (label(r), event_time(r)))
+        wanted = any(name in self.columns for r in responses for name in (label(r), event_time(r)))
+        return bool(responses) and (wanted or self.sample)
 
     def _raw_columns(self) -> list[str]:
         """Columns of the file that the frame's need."""
@@ -174,16 +181,34 @@ class ReadImpressions:
         for response in self.spec.responses:
             if response.column:
                 timed = event_time(response.name) in asked
-                needs[response.column] = needs.get(response.column, False) or timed or label(response.name) in asked
+                wanted = timed or self.sample or label(response.name) in asked
+                needs[response.column] = needs.get(response.column, False) or wanted
                 needs[logs.time] = needs[logs.time] or timed
-        needs[logs.impression] = IMPRESSION in asked or self._joins
+        needs[logs.impression] = IMPRESSION in asked or self._joins or self.sample
         needs[logs.position] = POSITION in asked
         needs[logs.surface] = SURFACE in asked
-        needs[sessions.column if sessions else None] = RANDOM in asked
+        needs[sessions.column if sessions else None] = RANDOM in asked or self.sample
         return [name for name, needed in needs.items() if needed and name is not None]
 
 
 _KEYS = "_keys"  # of impressions, uint64 [n, 2], until labels are joined
+
+
+def _filtered(columns: dict[str, Column], kept: NDArray[np.bool_]) -> dict[str, Column]:
+    return {
+        name: column[kept] if isinstance(column, np.ndarray) else column.filter(pa.array(kept))
+        for name, column in columns.items()
+    }
+
+
+def _sampled(columns: dict[str, Column], keys: NDArray[np.uint64], spec: FeedSpec) -> dict[str, Column]:
+    """Leave rows out, and note the stratum of those that stay."""
+    sampling = spec.sampling
+    assert sampling is not None
+    labels = {response.name: columns[label(response.name)] > 0 for response in spec.responses}
+    stratum = stratum_of(labels, columns[RANDOM] > 0, sampling.rates, sampling.others)
+    rate = strata(sampling.rates, sampling.others)[stratum]
+    return _filtered({**columns, STRATUM: stratum}, kept(keys[:, 0] ^ keys[:, 1], rate, sampling.seed))
 
 
 def _joined(parts: list[Column]) -> Column:

@@ -13,6 +13,7 @@ import json
 import shutil
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
         num_rows = {}
         for step, name, what in ((2, "train", "training"), (3, "eval", "evaluation")):
             progress(step, 4, f"writing the {what} parquet")
-            dataset = dataset_of(spec, read, parts[name], logs.text_impressions)
+            sampled = replace(read, sample=name == "train" and spec.sampling is not None)
+            dataset = dataset_of(spec, sampled, parts[name], logs.text_impressions)
             num_rows[name] = _write(feed, dataset, partial / name, config)
         notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
     assert read.repeats is not None
@@ -131,6 +133,7 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
         "num_ids": {name: id_map.num_admitted for name, id_map in maps.items()},
         "num_rows": {name: id_map.num_rows for name, id_map in maps.items()},
         "capacity_rows": {name: id_map.capacity_rows for name, id_map in maps.items()},
+        "ips": feed.ips.summary() if feed.ips else {},
         "warnings": notes,
         "seconds": round(time.perf_counter() - started, 2),
     }

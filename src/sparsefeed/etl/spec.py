@@ -31,6 +31,7 @@ __all__ = [
     "Ips",
     "Logs",
     "Response",
+    "Sampling",
     "Sessions",
     "Table",
     "validate",
@@ -89,14 +90,20 @@ class DenseFeature(Frozen):
 
 
 class HistoryFeature(Frozen):
-    """The last ids of feature `of` that the member gave `response` to, before this impression."""
+    """Ids of feature `of` that the member gave `response` to, before this impression.
+
+    Order `recent` lists events, the last first, an id as often as it was met. Order `frequent` lists each id once, the
+    most frequent first, of equal ones the last met; of a member's last 512 events of the window.
+    """
 
     kind: Literal["history"]
     name: Name
     of: Name  # an `id` feature of the candidate; its table is shared
     response: Name
     pooling: Literal["mean", "sum"] = "mean"
-    max_length: int = Field(default=20, ge=1, le=1024)  # most recent first
+    max_length: int = Field(default=20, ge=1, le=1024)
+    order: Literal["recent", "frequent"] = "recent"
+    window_days: float | None = Field(default=None, gt=0)  # events older than this are left out; None: all count
 
 
 Feature = Annotated[IdFeature | IdListFeature | DenseFeature | HistoryFeature, Field(discriminator="kind")]
@@ -146,12 +153,25 @@ class Ips(Frozen):
     position_edges: tuple[int, ...] = tuple(range(1, 101))  # first position of each bucket
     smoothing: float = Field(default=0.0, ge=0)  # pseudo-impressions at the surface's rate; 0: exact identities hold
     clip: float | None = Field(default=None, gt=1)  # weights are held in [1/clip, clip]; None: unclipped
+    self_normalise: bool = False  # after smoothing and clipping, weights of a position sum to its rows again
 
     @model_validator(mode="after")
     def _edges_rise(self) -> Ips:
         if not self.position_edges or any(b <= a for a, b in pairwise(self.position_edges)):
             raise ValueError(f"position_edges: got {list(self.position_edges)}; must be one or more rising integers")
         return self
+
+
+class Sampling(Frozen):
+    """Which rows of the training days are written; a row kept with rate p weighs 1 / p more.
+
+    A row is kept with the greatest rate of the responses it has, with `others` if it has none; rows of random sessions
+    are all kept. Which ones, the impression's id decides: always the same. Fits read all rows.
+    """
+
+    rates: dict[Name, Annotated[float, Field(gt=0, le=1)]] = {}  # by response; one that is not named: 1
+    others: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class FeedSpec(Frozen):
@@ -170,6 +190,7 @@ class FeedSpec(Frozen):
     logs: Logs = Logs()
     sessions: Sessions | None = None
     ips: Ips | Literal["none"] = "none"
+    sampling: Sampling | None = None  # None: every row is written
     key_seed: int = Field(default=0, ge=0, lt=2**32)  # XXH64 seed, fixed for the life of the id maps
 
     @classmethod
@@ -318,6 +339,19 @@ class FeedSpec(Frozen):
         if self.ips != "none" and self.logs.position is None:
             raise ValueError("ips: needs logs.position; name the position column or set ips: none")
         return self
+
+    @model_validator(mode="after")
+    def _sampling_names_responses(self) -> FeedSpec:
+        names = [response.name for response in self.responses]
+        for name in self.sampling.rates if self.sampling else ():
+            if name not in names:
+                raise ValueError(f'sampling.rates: "{name}" is not a response{did_you_mean(name, names)}')
+        return self
+
+    @property
+    def weighted(self) -> bool:
+        """Whether training rows bear weights."""
+        return self.ips != "none" or self.sampling is not None
 
     def _ids_of(self, side: Side) -> list[str]:
         return [f.name for f in self.features if isinstance(f, IdFeature) and f.side == side]

@@ -21,6 +21,7 @@ from sparsefeed.etl.impressions import (
     IMPRESSION,
     POSITION,
     RANDOM,
+    STRATUM,
     SURFACE,
     TIME,
     ReadImpressions,
@@ -41,7 +42,7 @@ __all__ = ["FeedWorkflow", "dataset_of", "fit_workflow", "training_columns"]
 
 def training_columns(spec: FeedSpec) -> list[str]:
     """Columns of the training parquet, in order."""
-    weights = [] if spec.ips == "none" else [n for r in spec.responses for n in (weight(r.name), cell(r.name))]
+    weights = [n for r in spec.responses for n in (weight(r.name), cell(r.name))] if spec.weighted else []
     labels = [label(r.name) for r in spec.responses]
     return [*labels, *(f.name for f in spec.dense), *(f.name for f in spec.lookups), *weights, *CONTEXT.values()]
 
@@ -55,6 +56,7 @@ def _input_schema(spec: FeedSpec, text_impressions: bool) -> Schema:
         columns.append(ColumnSchema(event_time(response.name), dtype=np.int64))
     columns += [ColumnSchema(TIME, dtype=np.int64), ColumnSchema(POSITION, dtype=np.int32)]
     columns += [ColumnSchema(SURFACE, dtype=md.string), ColumnSchema(RANDOM, dtype=np.int8)]
+    columns.append(ColumnSchema(STRATUM, dtype=np.int8))
     columns.append(ColumnSchema(IMPRESSION, dtype=md.string if text_impressions else np.int64))
     return Schema(columns)
 
@@ -99,7 +101,7 @@ class FeedWorkflow:
         spec = self.spec
         self.map_ids = MapIds(spec, self.folder)
         self.history = History(spec, self.map_ids, self.folder)
-        self.ips = Ips(spec, self.folder) if spec.ips != "none" else None
+        self.ips = Ips(spec, self.folder) if spec.weighted else None
         self.standardise = Standardise(spec)
         operators = [self.standardise if spec.dense else None, self.map_ids, self.history, self.ips]
         self.operators: list[Statistic] = [operator for operator in operators if operator is not None]

@@ -67,7 +67,7 @@ def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_on
     files = sorted(str(path) for path in folder.glob("*.parquet"))
     if not files:
         raise DataError(f"{folder}: no parquet; run the ETL first")
-    weighted = spec.ips != "none"
+    weighted = spec.weighted
     columns = ["impression_id", "position", *(f"y_{r}" for r in responses), *(f.name for f in spec.dense)]
     columns += [f"w_{r}" for r in responses] if weighted else []
     chosen = ds.field("random") == 1 if random_only and spec.sessions else None

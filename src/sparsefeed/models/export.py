@@ -93,7 +93,7 @@ def export_bundle(
         (folder / "spec.json").write_text(spec.dump(), "utf-8")
         for name in ("ids", "transform", "snapshot"):
             shutil.copytree(data / name, folder / name)
-        if spec.ips != "none":
+        if spec.weighted:
             shutil.copyfile(data / "ips.parquet", folder / "ips.parquet")
         export_dense(model, spec, calibration, folder / "dense.onnx")
         calibration.save(folder / "calibration.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,3 +64,39 @@ def test_the_latest_row_of_a_key_wins_and_ties_are_decided() -> None:
     keys, index = latest(np.array([5, 3, 5, 5], np.uint64), np.array([1, 1, 9, 9]), np.array([0, 0, 1, 0]))
     assert keys.tolist() == [3, 5]
     assert index.tolist() == [1, 2]
+
+
+def reference_frequent(events: list[tuple[int, int, int]], member: int, time: int, window: int, num: int) -> list[int]:
+    """The most frequent first, of equal ones the last met, of one moment the greater item."""
+    seen = sorted((t, item) for m, t, item in events if m == member and time - window <= t < time)
+    last = {item: place for place, (_, item) in enumerate(seen)}
+    counts = Counter(item for _, item in seen)
+    return sorted(counts, key=lambda item: (-counts[item], -last[item]))[:num]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(event, max_size=40),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 14)), min_size=1, max_size=20),
+    st.integers(1, 5),
+    st.integers(1, 20),
+)
+def test_windows_and_frequencies_are_what_the_references_say(
+    events: list[tuple[int, int, int]], queries: list[tuple[int, int]], max_length: int, window: int
+) -> None:
+    member = np.array([m for m, _ in queries], np.uint64)
+    time_ms = np.array([t for _, t in queries], np.int64)
+    recent = as_of(sorted_events(events), member, time_ms, max_length, window)
+    frequent = as_of(sorted_events(events), member, time_ms, max_length, window, frequent=True)
+    for i, (m, t) in enumerate(queries):
+        inside = [e for e in events if e[1] >= t - window]
+        offsets, items = recent
+        assert items[offsets[i] : offsets[i + 1]].tolist() == reference(inside, m, t, max_length)
+        offsets, items = frequent
+        assert items[offsets[i] : offsets[i + 1]].tolist() == reference_frequent(events, m, t, window, max_length)
+
+
+def test_only_the_last_512_events_are_counted() -> None:
+    events = sorted_events([(1, i, 7 if i < 400 else i) for i in range(1000)])
+    _, items = as_of(events, np.array([1], np.uint64), np.array([1000]), 3, frequent=True)
+    assert items.tolist() == [999, 998, 997]

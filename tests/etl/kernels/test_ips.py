@@ -107,3 +107,81 @@ def test_a_surface_unseen_in_the_fit_is_not_covered() -> None:
     assert ips.cells(
         np.array([-1, 0]), np.zeros(2, int), np.zeros(2, bool), np.ones(2, bool), table.covered
     ).tolist() == [0, 2]
+
+
+# KuaiRand-27K, by surface (`tab`): exposures and clicks of random and of policy sessions (Gao et al., CIKM 2022).
+KUAIRAND = {
+    0: (0, 0, 63_923_841, 7_413_981),
+    1: (1_178_025, 208_847, 215_925_023, 95_793_407),
+    2: (764, 87, 9_949_649, 4_220_780),
+    9: (0, 0, 60_678, 60_213),
+    11: (6_755, 0, 217_754, 129),
+    14: (515, 0, 14_991, 4),
+}
+
+
+def kuairand() -> NDArray:
+    return np.array(
+        [
+            [[[policy - policy_clicks, policy_clicks], [random - random_clicks, random_clicks]]]
+            for random, random_clicks, policy, policy_clicks in KUAIRAND.values()
+        ]
+    )
+
+
+def test_real_surfaces_without_random_traffic_weigh_one_and_rare_random_clicks_have_wide_bounds() -> None:
+    table = ips.weigh(kuairand())
+    assert table.reason[:, 0].tolist() == ["no random session", "", "", "no random session", "", ""]
+    np.testing.assert_allclose(table.by_cell[1, 0], [1.4787498, 0.3996144], rtol=1e-6)
+    np.testing.assert_allclose(table.by_cell[2, 0], [1.5389843, 0.2684361], rtol=1e-6)
+    assert (table.by_cell[[0, 3]] == 1).all()
+    assert table.by_cell[4:, 0, 1].tolist() == [0.0, 0.0]  # no random click: the policy's clicks would weigh nothing
+    assert np.isnan(table.bounds[[0, 3, 4, 5], 0, 1]).all()
+    widths = table.bounds[:, 0, 1, 1] / table.bounds[:, 0, 1, 0]
+    assert widths[1] < 1.02 < 1.4 < widths[2]
+    smooth = ips.weigh(kuairand(), smoothing=100.0)
+    assert (smooth.by_cell[4:, 0, 1] > 0).all()
+
+
+def test_bounds_hold_the_true_ratio_19_times_of_20() -> None:
+    random = np.random.default_rng(0)
+    n, p = np.array([4000, 900]), np.array([0.3, 0.12])
+    inside = 0
+    for _ in range(1000):
+        positives = random.binomial(n, p)
+        table = ips.weigh(np.stack([n - positives, positives], axis=-1)[None, None])
+        low, high = table.bounds[0, 0, 1]
+        inside += low <= p[1] / p[0] <= high
+    assert 930 <= inside <= 970
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([None, 1.1, 3.0]), st.sampled_from([0.0, 50.0]))
+def test_normalised_weights_sum_to_the_rows_of_each_position_whatever_was_smoothed_and_clipped(
+    seed: int, clip: float | None, smoothing: float
+) -> None:
+    surface, bucket, is_random, y = rows(seed)
+    w, table = weights(surface, bucket, is_random, y, clip=clip, smoothing=smoothing, self_normalise=True)  # type: ignore[arg-type]
+    for s, b in np.argwhere(table.covered):
+        production = (surface == s) & (bucket == b) & ~is_random
+        assert w[production].sum() == pytest.approx(production.sum(), rel=1e-12)
+
+
+def test_what_clipping_changed_and_what_the_weights_cost_is_told_in_rows() -> None:
+    counts = np.array([[[[60, 40], [90, 10]], [[50, 50], [50, 50]]]])
+    table = ips.weigh(counts, clip=2.0)
+    assert table.unclipped[0, 0].tolist() == pytest.approx([1.5, 0.25])
+    assert table.by_cell[0, 0].tolist() == [1.5, 0.5]
+    assert table.num_clipped(2.0) == 40
+    assert table.num_clipped(None) == 0
+    w = np.r_[np.full(60, 1.5), np.full(40, 0.5), np.ones(100)]
+    assert table.effective_sample_size == pytest.approx(w.sum() ** 2 / (w**2).sum())
+
+
+def test_a_weight_of_a_sampled_row_bears_one_over_its_rate_in_a_cell_of_its_own() -> None:
+    weight, rates = np.array([1.0, 0.8, 0.4]), np.array([1.0, 0.5, 0.1])
+    table = ips.with_strata(weight, rates)
+    cells = ips.strata_cells(np.array([0, 0, 1, 2, 2], np.int32), np.array([0, 2, 0, 1, 2], np.int8), 3)
+    assert table[cells].tolist() == pytest.approx([1.0, 10.0, 0.8, 0.8, 4.0])
+    assert len(set(cells.tolist())) == 5
+    assert ips.with_strata(weight, np.ones(1)).tolist() == weight.tolist()

@@ -6,7 +6,8 @@ traffic has (LinkedIn engineering blog, 2023-08-23). Unclipped and unsmoothed, o
 of a covered position: sum w = n and sum w*y / sum w = the random rate, exactly.
 
 Cells of one response: 0 = not weighted (a random session, or not covered), then
-1 + (surface * num_buckets + bucket) * 2 + y.
+1 + (surface * num_buckets + bucket) * 2 + y. Where rows are sampled, a cell is one of these with a stratum, the rate
+the row was kept with, and its weight bears the correction 1 / rate (`with_strata`, `strata_cells`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IpsTable", "cells", "count", "position_buckets", "weigh"]
+__all__ = ["IpsTable", "cells", "count", "position_buckets", "strata_cells", "weigh", "with_strata"]
+
+_95_PERCENT = 1.959964
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,40 @@ class IpsTable:
         weight: float64 [1 + surfaces * buckets * 2]; weight[0] is 1.
         counts: int64 [surfaces, buckets, 2 (production, random), 2 (y)].
         reason: str [surfaces, buckets]: "" where covered, else why every weight there is 1.
+        unclipped: float64 [surfaces, buckets, 2 (y)]: the ratio of rates before it was clipped and normalised.
+        bounds: float64 [surfaces, buckets, 2 (y), 2 (low, high)]: 95 % of the ratio of rates, by the delta method on
+            its logarithm (Katz et al., 1978); NaN where a rate is 0.
     """
 
     weight: NDArray[np.float64]
     counts: NDArray[np.int64]
     reason: NDArray[np.str_]
+    unclipped: NDArray[np.float64]
+    bounds: NDArray[np.float64]
 
     @property
     def covered(self) -> NDArray[np.bool_]:
         """Where random traffic gives a weight: bool [surfaces, buckets]."""
         return np.asarray(self.reason == "")
+
+    @property
+    def by_cell(self) -> NDArray[np.float64]:
+        """The weights as [surfaces, buckets, 2 (y)]."""
+        return self.weight[1:].reshape(self.unclipped.shape)
+
+    def num_clipped(self, clip: float | None) -> int:
+        """Production rows whose ratio lies outside [1 / clip, clip]."""
+        if clip is None:
+            return 0
+        outside = (self.unclipped < 1 / clip) | (self.unclipped > clip)
+        return int(self.counts[:, :, 0][outside & self.covered[..., None]].sum())
+
+    @property
+    def effective_sample_size(self) -> float:
+        """(sum w)^2 / sum w^2 over production rows of covered cells: so many equal ones tell as much (Kish)."""
+        rows, weights = self.counts[:, :, 0] * self.covered[..., None], self.by_cell
+        squares = float((rows * weights**2).sum())
+        return float((rows * weights).sum()) ** 2 / squares if squares else 0.0
 
 
 def position_buckets(position: NDArray[np.int64], edges: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -58,13 +85,17 @@ def count(
     return np.bincount(index, minlength=int(np.prod(shape))).reshape(shape)
 
 
-def weigh(counts: NDArray[np.int64], smoothing: float = 0.0, clip: float | None = None) -> IpsTable:
+def weigh(
+    counts: NDArray[np.int64], smoothing: float = 0.0, clip: float | None = None, self_normalise: bool = False
+) -> IpsTable:
     """Weights from counts [surfaces, buckets, 2, 2].
 
     Args:
         counts: of `count`, summed over partitions and days.
         smoothing: pseudo-impressions that pull both rates of a cell to their surface's.
         clip: weights are held in [1 / clip, clip]; None leaves them.
+        self_normalise: at each covered position, scale both weights so that they sum to the number of production rows
+            again, which smoothing and clipping undo.
 
     A position without random or without production impressions, or whose production sessions have no
     response where random ones do (no weight can restore the rate), weighs 1 and carries its reason.
@@ -83,10 +114,38 @@ def weigh(counts: NDArray[np.int64], smoothing: float = 0.0, clip: float | None 
     reason[n[..., 0] == 0] = "no production session"
     both_zero = (rate[..., 0] == 0) & (rate[..., 1] == 0)
     ratio[..., 1][both_zero] = 1.0  # no row has y = 1 there
-    if clip is not None:
-        ratio = np.clip(ratio, 1 / clip, clip)
     ratio[reason != ""] = 1.0
-    return IpsTable(np.concatenate([[1.0], ratio.ravel()]), counts, reason)
+    weights = ratio if clip is None else np.clip(ratio, 1 / clip, clip)
+    if self_normalise:
+        total = (counts[:, :, 0] * weights).sum(axis=2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            factor = np.where((total > 0) & (reason == ""), n[..., 0] / total, 1.0)
+        weights = weights * factor[..., None]
+    return IpsTable(np.concatenate([[1.0], weights.ravel()]), counts, reason, ratio, _bounds(ratio, counts))
+
+
+def _bounds(ratio: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    n = counts.sum(axis=3, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = (1 / counts - 1 / n).sum(axis=2)  # of the logarithm: (1 - rate) / positives, of both kinds
+        wide = np.exp(_95_PERCENT * np.sqrt(variance))
+        bounds = np.stack([ratio / wide, ratio * wide], axis=-1)
+    return np.where(np.isfinite(bounds) & np.isfinite(variance)[..., None], bounds, np.nan)
+
+
+def with_strata(weight: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights by cell and stratum: float64 [cells * strata].
+
+    Args:
+        weight: of cells, weight[0] that of rows that are not weighted.
+        rates: of strata, with which their rows were kept.
+    """
+    return np.asarray((weight[:, None] / rates).ravel())
+
+
+def strata_cells(cell: NDArray[np.int32], stratum: NDArray[np.int8], num_strata: int) -> NDArray[np.int32]:
+    """Cell of each row among those of `with_strata`."""
+    return (cell * np.int32(num_strata) + stratum).astype(np.int32)
 
 
 def cells(

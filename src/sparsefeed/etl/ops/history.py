@@ -27,12 +27,13 @@ from sparsefeed.etl.ops.map_ids import MapIds, rows_schema
 from sparsefeed.etl.ops.statistic import Job, Statistic
 from sparsefeed.etl.runs import Runs
 from sparsefeed.etl.snapshot import SideWriter, write_header
-from sparsefeed.etl.spec import FeedSpec, IdFeature, Side
+from sparsefeed.etl.spec import FeedSpec, HistoryFeature, IdFeature, Side
 from sparsefeed.etl.state import Keys, LastKnown
 
 __all__ = ["CONTEXT", "History"]
 
 Kind = tuple[str, str]  # the feature that items are of, and the response
+_DAY_MS = 86_400_000
 _ROWS_AT_ONCE = 500_000  # members or posts of partitions that a job merges at a time
 
 # What a training row carries beside features and labels, for evaluation only: raw column -> written column.
@@ -92,12 +93,7 @@ class MemberSnapshot:
                 state = LastKnown.merge([LastKnown.from_arrow(table) for table in tables])
                 now = np.full(len(state.key), self.as_of_ms, np.int64)
                 writer.append(
-                    state.snapshot(
-                        {
-                            h.name: as_of(self.events[h.of, h.response].events, state.key, now, h.max_length)
-                            for h in self.spec.histories
-                        }
-                    )
+                    state.snapshot({h.name: _of(h, self.events, state.key, now) for h in self.spec.histories})
                 )
         self.runs.remove()
         return {"count": writer.count, "ids": ids, "lists": lists}
@@ -120,6 +116,18 @@ class PostSnapshot:
                 writer.append(LastKnown.merge([LastKnown.from_arrow(table) for table in tables]).snapshot({}))
         self.runs.remove()
         return {"count": writer.count, "ids": ids, "lists": lists}
+
+
+def _of(
+    history: HistoryFeature,
+    events: Mapping[Kind, EventFiles],
+    member: NDArray[np.uint64],
+    time_ms: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Items of a history feature, of members as of some moments."""
+    window_ms = None if history.window_days is None else int(history.window_days * _DAY_MS)
+    of = events[history.of, history.response].events
+    return as_of(of, member, time_ms, history.max_length, window_ms, history.order == "frequent")
 
 
 def _names(spec: FeedSpec, side: Side, named: str | None) -> tuple[list[str], list[str]]:
@@ -202,8 +210,7 @@ class History(Statistic):
             for history in self.spec.histories:
                 item = self.spec.feature_by_name[history.of]
                 assert isinstance(item, IdFeature)
-                events = self.events[history.of, history.response].events
-                offsets, keys = as_of(events, member, time_ms, history.max_length)
+                offsets, keys = _of(history, self.events, member, time_ms)
                 out[history.name] = frame.ragged(offsets, self.map_ids.maps[item.table].lookup(keys))
         for raw, written in CONTEXT.items():
             out[written] = df[raw]

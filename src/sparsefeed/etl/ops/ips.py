@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import DataError, DataWarning
 from sparsefeed.etl import frame
-from sparsefeed.etl.impressions import POSITION, RANDOM, SURFACE, label
+from sparsefeed.etl.impressions import POSITION, RANDOM, STRATUM, SURFACE, label
 from sparsefeed.etl.kernels import ips as kernel
+from sparsefeed.etl.kernels.sampling import strata
 from sparsefeed.etl.ops.statistic import Statistic
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.spec import Ips as IpsSpec
@@ -83,32 +84,35 @@ def merge_counts(parts: Sequence[Counts]) -> Counts:
 
 
 class Ips(Statistic):
-    """Write `w_<response>` and `cell_<response>` per row.
+    """Write `w_<response>` and `cell_<response>` per row: w = table[cell], the correction for sampling in it.
 
     Args:
-        spec: the declaration; `spec.ips` must not be "none".
+        spec: the declaration; `spec.weighted` must be true.
         folder: where the fitted table goes: `folder/ips.parquet`.
+
+    Attributes:
+        tables: by response, once fitted; without `spec.ips` of no surface, so that no row is covered.
     """
 
     def __init__(self, spec: FeedSpec, folder: Path) -> None:
         super().__init__()
-        assert isinstance(spec.ips, IpsSpec)
         self.spec = spec
-        self.config = spec.ips
+        self.config = spec.ips if isinstance(spec.ips, IpsSpec) else IpsSpec()
         self.folder = folder
         self.responses = [response.name for response in spec.responses]
-        self.edges = np.asarray(spec.ips.position_edges, np.int64)
+        self.edges = np.asarray(self.config.position_edges, np.int64)
+        self.rates = strata(spec.sampling.rates, spec.sampling.others) if spec.sampling else np.ones(1)
         self.surfaces: list[str] = []
         self.tables: dict[str, kernel.IpsTable] = {}
 
     @property
     def columns(self) -> list[str]:
         """The columns the operator reads."""
-        return [SURFACE, POSITION, RANDOM, *(label(r) for r in self.responses)]
+        return [SURFACE, POSITION, RANDOM, STRATUM, *(label(r) for r in self.responses)]
 
     def collect(self, part: DataFrameType, number: int) -> Counts:
         """Count the cells of a partition."""
-        return count_cells(part, self.edges, self.responses)
+        return count_cells(part, self.edges, self.responses) if self.spec.ips != "none" else {}
 
     def merge(self, parts: Sequence[Counts]) -> Counts:
         """Sum the counts of several partitions."""
@@ -118,66 +122,100 @@ class Ips(Statistic):
         """Turn counts into weights and write ips.parquet; without any random session this is an error."""
         counted, _ = dask_stats
         self.surfaces = sorted(counted)
-        counts = np.stack([counted[s] for s in self.surfaces], axis=1)  # [responses, surfaces, buckets, 2, 2]
-        if counts[:, :, :, 1].sum() == 0:
+        shape = (len(self.responses), 0, len(self.edges), 2, 2)
+        # [responses, surfaces, buckets, 2, 2]
+        counts = np.stack([counted[s] for s in self.surfaces], axis=1) if counted else np.zeros(shape, np.int64)
+        if counts[:, :, :, 1].sum() == 0 and self.spec.ips != "none":
             sessions = self.spec.sessions
             assert sessions is not None
             raise DataError(
                 f'ips: no row has {sessions.column} = "{sessions.random}"; weights need random sessions: '
                 f"log some, name the right value in sessions.random, or set ips: none"
             )
-        self.tables = {
-            r: kernel.weigh(counts[i], self.config.smoothing, self.config.clip) for i, r in enumerate(self.responses)
-        }
+        options = (self.config.smoothing, self.config.clip, self.config.self_normalise)
+        self.tables = {r: kernel.weigh(counts[i], *options) for i, r in enumerate(self.responses)}
         for response, table in self.tables.items():
-            shown = table.counts.sum(axis=(2, 3)) > 0
-            for surface, bucket in np.argwhere(
-                (table.reason != "") & (table.reason != "no production session") & shown
-            ):
-                warnings.warn(
-                    f"ips: {response}, surface {self.surfaces[surface]}, position {self.edges[bucket]}: "
-                    f"{table.reason[surface, bucket]}; weight 1",
-                    DataWarning,
-                    stacklevel=2,
-                )
+            self._warn(response, table)
         self.folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(self.table(), self.folder / "ips.parquet")
 
+    def _warn(self, response: str, table: kernel.IpsTable) -> None:
+        """Name the positions that could not be weighted, and those whose positives weigh nothing."""
+        shown = table.counts.sum(axis=(2, 3)) > 0
+        told = np.where(table.reason == "no production session", "", table.reason)
+        silent = table.covered & (table.by_cell[..., 1] == 0) & (table.counts[:, :, 0, 1] > 0)
+        for surface, bucket in np.argwhere(((told != "") & shown) | silent):
+            what = told[surface, bucket]
+            outcome = (
+                f"{what}; weight 1" if what else "no random response; production responses weigh 0, smoothing mends it"
+            )
+            warnings.warn(
+                f"ips: {response}, surface {self.surfaces[surface]}, position {self.edges[bucket]}: {outcome}",
+                DataWarning,
+                stacklevel=3,
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """What the weights do, per response, for etl.json."""
+        found = {}
+        for response, table in self.tables.items() if self.surfaces else ():
+            num = int((table.counts[:, :, 0] * table.covered[..., None]).sum())
+            found[response] = {
+                "num_weighted_rows": num,
+                "effective_sample_size": round(table.effective_sample_size, 1),
+                "num_clipped_rows": table.num_clipped(self.config.clip),
+                "positions_without_random_sessions": int((table.reason == "no random session").sum()),
+            }
+        return found
+
     def table(self) -> pa.Table:
-        """The weights as a table: one row per response, surface, position bucket and y that was shown."""
-        rows = []
+        """The weights as a table: a row per response, surface, position bucket and y that was shown, and stratum.
+
+        Rows with surface "" are the corrections of what is not weighted but sampled.
+        """
+        rows: list[dict[str, Any]] = []
+        num_strata = len(self.rates)
         for response, table in self.tables.items():
-            num_surfaces, num_buckets = table.reason.shape
-            weights = table.weight[1:].reshape(num_surfaces, num_buckets, 2)
+            num_buckets = len(self.edges)
+            for stratum in range(1, num_strata):
+                correction = {"cell": stratum, "weight": 1 / self.rates[stratum], "reason": "sampling"}
+                rows.append({**_NO_CELL, "response": response, "stratum": stratum, **correction})
             for s, b in np.argwhere(table.counts.sum(axis=(2, 3)) > 0):
-                for y in (0, 1):
+                for y, stratum in np.ndindex(2, num_strata):
+                    covered = table.reason[s, b] == ""
+                    cell = (1 + (s * num_buckets + b) * 2 + y) * num_strata + stratum
+                    low, high = table.bounds[s, b, y]
                     rows.append(
                         {
                             "response": response,
                             "surface": self.surfaces[s],
                             "position": int(self.edges[b]),
                             "y": y,
-                            "cell": int(1 + (s * num_buckets + b) * 2 + y) if table.reason[s, b] == "" else 0,
-                            "weight": float(weights[s, b, y]),
+                            "stratum": stratum,
+                            "cell": int(cell) if covered else stratum,
+                            "weight": float(table.by_cell[s, b, y] / self.rates[stratum]),
                             "reason": str(table.reason[s, b]),
+                            "unclipped": float(table.unclipped[s, b, y]),
+                            "low": None if np.isnan(low) else float(low),
+                            "high": None if np.isnan(high) else float(high),
                             "num_random": int(table.counts[s, b, 1].sum()),
                             "num_random_y": int(table.counts[s, b, 1, y]),
                             "num_production": int(table.counts[s, b, 0].sum()),
                             "num_production_y": int(table.counts[s, b, 0, y]),
                         }
                     )
-        return pa.Table.from_pylist(rows)
+        return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
         """W float32 and cell int32 per response; w = table[cell]."""
         code = _codes(df[SURFACE], self.surfaces)
         bucket = kernel.position_buckets(frame.numpy(df[POSITION]).astype(np.int64), self.edges)
-        random = frame.numpy(df[RANDOM]).astype(bool)
+        random, stratum = frame.numpy(df[RANDOM]).astype(bool), frame.numpy(df[STRATUM])
         out: dict[str, Any] = {}
         for response, table in self.tables.items():
             y = frame.numpy(df[label(response)]) > 0
-            cells = kernel.cells(code, bucket, random, y, table.covered)
-            out[weight(response)] = table.weight[cells].astype(np.float32)
+            cells = kernel.strata_cells(kernel.cells(code, bucket, random, y, table.covered), stratum, len(self.rates))
+            out[weight(response)] = kernel.with_strata(table.weight, self.rates)[cells].astype(np.float32)
             out[cell(response)] = cells
         return frame.like(df, out)
 
@@ -193,3 +231,28 @@ class Ips(Statistic):
     def clear(self) -> None:
         """Forget the fitted tables."""
         self.tables, self.surfaces = {}, []
+
+
+_SCHEMA = pa.schema(
+    {
+        "response": pa.string(),
+        "surface": pa.string(),
+        "position": pa.int64(),
+        "y": pa.int64(),
+        "stratum": pa.int64(),
+        "cell": pa.int64(),
+        "weight": pa.float64(),
+        "reason": pa.string(),
+        "unclipped": pa.float64(),
+        "low": pa.float64(),
+        "high": pa.float64(),
+        "num_random": pa.int64(),
+        "num_random_y": pa.int64(),
+        "num_production": pa.int64(),
+        "num_production_y": pa.int64(),
+    }
+)
+_NO_CELL = {
+    **dict.fromkeys(("position", "y", "num_random", "num_random_y", "num_production", "num_production_y"), 0),
+    **{"surface": "", "unclipped": 1.0, "low": None, "high": None},
+}

@@ -191,7 +191,7 @@ class Rows:
         """Name the columns `from_arrow` reads: all of the contract's that the model may see."""
         names = [f"y_{response.name}" for response in spec.responses]
         names += [feature.name for feature in (*spec.dense, *spec.lookups)]
-        if weights and spec.ips != "none":
+        if weights and spec.weighted:
             names += [f"w_{response.name}" for response in spec.responses]
         return tuple(names)
 

@@ -147,7 +147,9 @@ class Ips(Statistic):
         for surface, bucket in np.argwhere(((told != "") & shown) | silent):
             what = told[surface, bucket]
             outcome = (
-                f"{what}; weight 1" if what else "no random response; production responses weigh 0, smoothing mends it"
+                f"{what}; weight 1"
+                if what
+                else "no random response, so production responses weigh 0; join positions or set ips.smoothing"
             )
             warnings.warn(
                 f"ips: {response}, surface {self.surfaces[surface]}, position {self.edges[bucket]}: {outcome}",

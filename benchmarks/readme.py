@@ -84,6 +84,7 @@ def _number(value: float | None) -> str:
 OF_PEER = "{value:.4f} against {peer_value:.4f} of {peer}"
 WEIGHTS = "{value:.3f} with IPS weights, {peer_value:.3f} without"
 TREES, UNWEIGHTED, OVER = "LightGBM without ids", "no weights", "predicted_over_actual"
+TIMES = "{value:,.0f} rows/s, {ratio:.2f} times {peer}"
 README_FIGURES = Lines((
     ("click: AUC", "quality", "click", "auc", TREES, OF_PEER),
     ("like: AUC", "quality", "like", "auc", TREES, OF_PEER),
@@ -92,6 +93,11 @@ README_FIGURES = Lines((
     ("click: predicted/actual", "quality", "click", OVER, UNWEIGHTED, WEIGHTS),
     ("reshare: predicted/actual", "quality", "reshare", OVER, UNWEIGHTED, WEIGHTS),
     ("ETL, cluster start included", "etl", "logs to parquet", "rows per second", "", "{value:,.0f} rows/s"),
+    ("20M rows: fit ids and floats", "etl", "20M rows", "fit", "NVTabular", TIMES),
+    ("20M rows: fit ids and floats", "etl", "20M rows", "fit", "polars", TIMES),
+    ("20M rows: map and write", "etl", "20M rows", "transform and write", "NVTabular", TIMES),
+    ("20M rows: map and write", "etl", "20M rows", "transform and write", "polars", TIMES),
+    ("20M rows: peak memory", "etl", "20M rows", "peak memory", "NVTabular", "{value:.2f} GB, {ratio:.2f} of {peer}'s"),
     ("training", "train", "2 processes, batch 8192", "samples per second", "", "{value:,.0f} samples/s"),
     ("ensemble, 100 candidates", "serve", "100 candidates, 1 in flight", "p50", "", "p50 {value:.1f} ms"),
     ("ensemble, 500 candidates", "serve", "500 candidates, 1 in flight", "p50", "", "p50 {value:.1f} ms"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from merlin.core.utils import global_dask_client
 
 from sparsefeed.errors import BadFileError, DataError, ToolError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
@@ -95,6 +99,84 @@ def test_a_damaged_file_stops_the_run_and_the_old_result_stays(folder: Path, tmp
     with pytest.raises(BadFileError, match=r"part-000.parquet: breaks off or is damaged"):
         run(logs.spec(), folder, tmp_path / "etl", config)
     assert (tmp_path / "etl" / "etl.json").read_text() == before
+
+
+@pytest.mark.parametrize("damage", ["pages", "footer"])
+def test_a_file_that_cannot_be_read_may_be_skipped_and_is_recorded(tmp_path: Path, damage: str) -> None:
+    root = logs.write(tmp_path / "logs", days=3, sessions=40)
+    path = root / FIRST
+    bad = path.with_name("part-001.parquet")
+    table = pq.read_table(path)
+    ids = pa.array(range(10_000, 10_000 + len(table)))
+    pq.write_table(table.set_column(0, "impression_id", ids), bad)
+    whole = bad.read_bytes()
+    data = bytearray(whole)
+    if damage == "pages":
+        data[4:3000] = b"\x00" * 2996
+    bad.write_bytes(bytes(data) if damage == "pages" else whole[:-20])
+    with pytest.raises(BadFileError, match=r"part-001.parquet"):
+        run(logs.spec(), root, tmp_path / "etl", CONFIG)
+    skip = CONFIG.model_copy(update={"on_bad_file": "skip"})
+    summary = run(logs.spec(), root, tmp_path / "etl", skip)
+    (skipped,) = summary["skipped"]
+    assert skipped["file"] == str(bad)
+    assert skipped["rows"] == (160 if damage == "pages" else None)
+    number = "160" if damage == "pages" else "an unknown number of"
+    assert summary["warnings"][0].startswith(f"{bad}: skipped, {number} rows: ")
+    assert summary["num_train_rows"] == 320
+    assert run(logs.spec(), root, tmp_path / "etl", skip) == summary  # nothing to do
+    bad.write_bytes(whole)  # mended
+    again = run(logs.spec(), root, tmp_path / "etl", skip)
+    assert again["skipped"] == []
+    assert again["num_train_rows"] == 480
+
+
+def test_a_worker_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=3, sessions=300)
+    config = EtlConfig(cluster=ClusterConfig(workers=2), partition_rows=40, row_group_rows=100)
+    chosen: list[int] = []
+    killed: list[int] = []
+
+    def kill(process_id: int) -> None:
+        os.kill(process_id, signal.SIGKILL)
+        killed.append(process_id)
+
+    def choose(done: int, total: int, what: str) -> None:
+        if len(chosen) < done <= 2:  # once while fitting, once while writing
+            pids = global_dask_client().run(os.getpid)
+            chosen.append(next(iter(pids.values())))
+            threading.Timer(0.05, kill, (chosen[-1],)).start()
+
+    run(logs.spec(), root, tmp_path / "killed", config, choose)
+    assert len(set(killed)) == 2
+    run(logs.spec(), root, tmp_path / "whole", config)
+    for name in ("train", "eval"):
+        one, other = (sorted((tmp_path / run_name / name).glob("*.parquet")) for run_name in ("killed", "whole"))
+        assert [path.name for path in one] == [path.name for path in other]
+        for a, b in zip(one, other, strict=True):
+            assert pq.read_table(a).equals(pq.read_table(b))
+    for name in ("member", "post"):
+        headers = [(tmp_path / n / "ids" / name / "id_map.json").read_text() for n in ("killed", "whole")]
+        assert headers[0] == headers[1]
+
+
+@pytest.mark.parametrize("rows", [30, 10_000])
+def test_neither_the_cut_into_partitions_nor_the_names_of_files_change_ids_or_weights(
+    tmp_path: Path, rows: int
+) -> None:
+    root = logs.write(tmp_path / "logs", days=3, sessions=100)
+    run(logs.spec(), root, tmp_path / "one", CONFIG)
+    for path in root.glob("impressions/*/part-000.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.slice(250), path.with_name("a.parquet"), row_group_size=20)
+        pq.write_table(table.slice(0, 250), path, row_group_size=33)
+    run(logs.spec(), root, tmp_path / "other", CONFIG.model_copy(update={"partition_rows": rows}))
+    for name in ("train", "eval"):
+        one, other = (tables(tmp_path / n / name).sort_values("impression_id") for n in ("one", "other"))
+        pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
+    for name in ("ids/post/id_map.json", "inverse/post/inverse.json", "transform/plan.json", "snapshot/snapshot.json"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "other" / name).read_text()
+    assert (tmp_path / "one" / "ips.parquet").read_bytes() == (tmp_path / "other" / "ips.parquet").read_bytes()
 
 
 def test_what_a_crashed_run_left_is_cleared_away(folder: Path, tmp_path: Path) -> None:

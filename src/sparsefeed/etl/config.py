@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from sparsefeed.etl.spec import Frozen
@@ -25,4 +27,5 @@ class EtlConfig(Frozen):
     partition_rows: int = Field(default=500_000, ge=1)  # read, and written as one file, by one task
     row_group_rows: int = Field(default=65_536, ge=1)
     shuffle: bool = False  # rows of a file
+    on_bad_file: Literal["stop", "skip"] = "stop"  # a file that cannot be read: an error, or left out and recorded
     shuffle_seed: int = Field(default=0, ge=0)

@@ -131,7 +131,7 @@ class ReadImpressions:
     def _read(self, piece: Piece) -> dict[str, Column]:
         """The columns of one piece, and what joining needs."""
         spec, logs = self.spec, self.spec.logs
-        raw = self._raw_columns()
+        raw = self.raw_columns()
         kinds = impression_columns(spec)
         table = read_piece(piece, raw, [name for name in raw if kinds[name] in ("string", "strings")])
         columns: dict[str, Column] = {}
@@ -173,7 +173,7 @@ class ReadImpressions:
         wanted = any(name in self.columns for r in responses for name in (label(r), event_time(r)))
         return bool(responses) and (wanted or self.sample)
 
-    def _raw_columns(self) -> list[str]:
+    def raw_columns(self) -> list[str]:
         """Columns of the file that the frame's need."""
         logs, sessions, asked = self.spec.logs, self.spec.sessions, set(self.columns)
         needs: dict[str | None, bool] = {f.name: f.name in asked for f in self.spec.of_kind("id", "ids", "dense")}

@@ -85,10 +85,20 @@ class LogFolder:
     text_impressions: bool = False  # impression ids are strings, not integers
 
     @classmethod
-    def open(cls, root: Path, spec: FeedSpec) -> LogFolder:
-        """Find the files and check every footer: names, types, readability. Nothing is read or written."""
-        impressions = _files(root / "impressions")
-        actions = _files(root / "actions") if spec.logs.actions else ()
+    def open(cls, root: Path, spec: FeedSpec, skipped: frozenset[Path] = frozenset()) -> LogFolder:
+        """Find the files and check every footer: names, types, readability. Nothing is read or written.
+
+        Args:
+            root: the folder.
+            spec: the declaration.
+            skipped: files that are left out.
+
+        Raises:
+            BadFileError: a file is not readable as parquet.
+            DataError: a file or the folder breaks the contract.
+        """
+        impressions = [file for file in _files(root / "impressions") if file[0] not in skipped]
+        actions = [file for file in _files(root / "actions") if file[0] not in skipped] if spec.logs.actions else []
         if not impressions:
             raise DataError(
                 f"{root / 'impressions'}: no day=YYYY-MM-DD/*.parquet; point --logs at a folder with impressions/ in it"

@@ -13,11 +13,14 @@ import json
 import shutil
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparsefeed.errors import DataError, DataWarning
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparsefeed.errors import BadFileError, DataError, DataWarning
 from sparsefeed.etl.cluster import open_cluster, use_gpu
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions
@@ -54,27 +57,37 @@ def run(
     """
     config = config or EtlConfig()
     progress(0, 4, "checking the logs")
-    logs = LogFolder.open(logs_root, spec)
-    fingerprint = _fingerprint(spec, config, logs)
     summary = _finished(out)
-    if summary.get("fingerprint") == fingerprint:
+    skipped = Skipped.of(summary.get("skipped", []), config.on_bad_file == "skip")
+    logs = skipped.open(logs_root, spec)
+    if summary.get("fingerprint") == _fingerprint(spec, config, logs):
         progress(4, 4, "nothing to do: made from the same spec and logs")
         return summary
-    days = logs.days
-    if len(days) <= config.eval_days:
-        raise DataError(
-            f"{logs_root}: {len(days)} days of impressions, eval_days = {config.eval_days}: none is left to train on"
-        )
     partial = out.with_name(f".{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     with only_writer(partial, wait=False) as alone:
         if not alone:
             raise DataError(f"{out}: another ETL is writing it now; wait for it, or name another workspace")
-        for left in partial.iterdir():  # by a run that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _empty(partial)  # of what a run left that was killed
         try:
-            summary = _make(spec, logs, partial, config, progress)
-            summary = {"format": 1, "fingerprint": fingerprint, "logs": str(logs_root.resolve()), **summary}
+            while True:
+                days = logs.days
+                if len(days) <= config.eval_days:
+                    raise DataError(
+                        f"{logs_root}: {len(days)} days of impressions, eval_days = {config.eval_days}: none is left "
+                        "to train on"
+                    )
+                try:
+                    made = _make(spec, logs, partial, config, progress)
+                    break
+                except BadFileError as error:  # found in the middle: what it gave so far must not stay
+                    skipped.add(error)
+                    logs = skipped.open(logs_root, spec)
+                    _empty(partial)
+            fingerprint = _fingerprint(spec, config, logs)
+            summary = {"format": 1, "fingerprint": fingerprint, "logs": str(logs_root.resolve()), **made}
+            summary["skipped"] = skipped.files
+            summary["warnings"] = [*skipped.warnings(), *summary["warnings"]]
             (partial / "etl.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
             shutil.rmtree(out, ignore_errors=True)
             partial.rename(out)
@@ -86,6 +99,66 @@ def run(
             raise
     progress(4, 4, f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate")
     return summary
+
+
+@dataclass
+class Skipped:
+    """Files that cannot be read and are left out, where the config allows it.
+
+    Attributes:
+        allowed: else the first such file is an error.
+        files: what etl.json says of each: `file`, `rows` (null where not even that can be read), `cause`, and what the
+            file was, so that one that was mended since is read.
+    """
+
+    allowed: bool
+    files: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, files: list[dict[str, Any]], allowed: bool) -> Skipped:
+        """Those of an earlier run that are still what they were."""
+        same = [file for file in files if _identity(Path(file["file"])) == file["identity"]]
+        return cls(allowed, same if allowed else [])
+
+    def open(self, root: Path, spec: FeedSpec) -> LogFolder:
+        """Open a folder of logs without these files and without those whose footers cannot be read."""
+        while True:
+            try:
+                return LogFolder.open(root, spec, frozenset(Path(file["file"]) for file in self.files))
+            except BadFileError as error:
+                self.add(error)
+
+    def add(self, error: BadFileError) -> None:
+        """Leave a file out, or raise its error."""
+        if not self.allowed:
+            raise error
+        try:
+            rows = pq.read_metadata(error.path).num_rows
+        except (pa.ArrowException, OSError):
+            rows = None
+        identity = _identity(Path(error.path))
+        self.files.append({"file": error.path, "rows": rows, "cause": error.cause, "identity": identity})
+
+    def warnings(self) -> list[str]:
+        """A line per file."""
+        return [
+            f"{file['file']}: skipped, {'an unknown number of' if file['rows'] is None else file['rows']} rows: "
+            f"{file['cause']}"
+            for file in self.files
+        ]
+
+
+def _identity(path: Path) -> list[int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _empty(folder: Path) -> None:
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, progress: Progress) -> dict[str, Any]:

@@ -84,19 +84,53 @@ def simulate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: Sc
     console.print(f"{summary.impressions:,} impressions, {summary.clicks:,} clicks in {place.logs}")
 
 
-@app.command()
-def etl(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFolder = None) -> None:
-    """Turn logs into training parquet: ids, weights, histories, dense features."""
-    from sparsefeed.workflows.stages import prepare
+class OnBadFile(str, Enum):
+    """What a file that cannot be read does."""
 
+    stop = "stop"
+    skip = "skip"
+
+
+@app.command()
+def etl(
+    recipe: RecipeName = _TINY,
+    workspace: Root = _ARTIFACTS,
+    logs: LogsFolder = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Tell what would be read and written, and stop.")] = False,
+    on_bad_file: Annotated[
+        OnBadFile | None, typer.Option(help="Stop at a file that cannot be read, or leave it out and record it.")
+    ] = None,
+) -> None:
+    """Turn logs into training parquet: ids, weights, histories, dense features."""
+    from sparsefeed.workflows.stages import explain_etl, prepare
+
+    loaded, place = _load(recipe), Workspace(workspace)
+    if on_bad_file is not None:
+        etl_config = loaded.etl.model_copy(update={"on_bad_file": on_bad_file.value})
+        loaded = loaded.model_copy(update={"etl": etl_config})
+    if explain:
+        show_stages(explain_etl(loaded, place, logs))
+        return
     with stage("etl") as progress:
-        summary = prepare(_load(recipe), Workspace(workspace), logs, progress)
+        summary = prepare(loaded, place, logs, progress)
     for warning in summary["warnings"]:
         console.print(f"[yellow]warning[/yellow] {warning}")
     ids = ", ".join(f"{number:,} {name}" for name, number in summary["num_ids"].items())
     console.print(
         f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate; ids: {ids}"
     )
+
+
+def show_stages(stages: Any) -> None:
+    """A table of what an ETL run would do."""
+    table = Table(box=None, header_style="bold")
+    for heading in ("stage", "what it does", "tasks", "columns", "rows", "reads", "writes at most", ""):
+        table.add_column(heading, justify="right" if heading in ("tasks", "rows", "reads", "columns") else "left")
+    for one in stages:
+        sizes = [f"{size / 1e6:,.1f} MB" for size in (one.read_bytes, one.written_bytes)]
+        kept = "" if one.kept else "removed at the end"
+        table.add_row(one.name, one.does, str(one.tasks), str(len(one.columns)), f"{one.rows:,}", *sizes, kept)
+    console.print(table)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from sparsefeed.workflows.workspace import Workspace
 __all__ = [
     "Weights",
     "evaluate_models",
+    "explain_etl",
     "export_serving",
     "prepare",
     "read_etl",
@@ -57,6 +58,13 @@ def prepare(
     from sparsefeed.etl.pipeline import run
 
     return run(recipe.feed, logs or workspace.logs, workspace.etl, recipe.etl, progress)
+
+
+def explain_etl(recipe: Recipe, workspace: Workspace, logs: Path | None = None) -> Any:
+    """What `prepare` would do, as a list of etl.explain.Stage; nothing is written."""
+    from sparsefeed.etl.explain import explain
+
+    return explain(recipe.feed, logs or workspace.logs, recipe.etl)
 
 
 def read_etl(recipe: Recipe, workspace: Workspace) -> tuple[FeedSpec, dict[str, Any]]:

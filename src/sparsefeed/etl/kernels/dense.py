@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,9 +30,7 @@ class Moments:
     @classmethod
     def of(cls, values: NDArray[np.float32], fill: float, log: bool) -> Moments:
         """Moments of a raw column [n], NaN for null, after fill and log."""
-        if log:
-            values = _filled(values, fill, log)
-        return cls(*_moments(np.ascontiguousarray(values, np.float32), np.float32(fill)))
+        return cls(*_moments(np.ascontiguousarray(values, np.float32), np.float32(fill), log))
 
     @classmethod
     def merge(cls, parts: Sequence[Moments]) -> Moments:
@@ -89,14 +88,19 @@ def _filled(values: NDArray[np.float32], fill: float, log: bool) -> NDArray[np.f
 
 
 @njit(nogil=True, cache=True)
-def _moments(values: NDArray[np.float32], fill: np.float32) -> tuple[int, float, float]:
-    # Sums about the first value: far from zero, sums of squares would drown the distances.
+def _moments(values: NDArray[np.float32], fill: np.float32, log: bool) -> tuple[int, float, float]:
+    # Sums about the first value: far from zero, sums of squares would drown the distances. The logarithm is taken one
+    # by one in float64: numpy's is another for the last values of an array, so partitions would show.
     if not len(values):
         return 0, 0.0, 0.0
-    pivot = float(fill if np.isnan(values[0]) else values[0])
-    total, squares = 0.0, 0.0
-    for value in values:
-        distance = float(fill if np.isnan(value) else value) - pivot
+    total, squares, pivot = 0.0, 0.0, 0.0
+    for i in range(len(values)):
+        value = float(fill if np.isnan(values[i]) else values[i])
+        if log:
+            value = math.log(1.0 + max(value, 0.0))
+        if i == 0:
+            pivot = value
+        distance = value - pivot
         total += distance
         squares += distance * distance
     num = len(values)

@@ -1,0 +1,110 @@
+"""What an ETL run will do, told before it does it: stages, what each reads and writes, from the footers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from sparsefeed.etl.config import EtlConfig
+from sparsefeed.etl.impressions import ReadImpressions, columns_of
+from sparsefeed.etl.logs import LogFile, LogFolder, action_columns
+from sparsefeed.etl.spec import FeedSpec
+
+__all__ = ["Stage", "explain"]
+
+_NOTE_BYTES = 24  # of an impression or action in a run: two keys, and a place or a time
+_EVENT_BYTES = 24
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the run.
+
+    Attributes:
+        name: of the step.
+        does: in a line.
+        tasks: that run side by side.
+        columns: read from the files.
+        rows: read.
+        read_bytes: of those columns, compressed, as the files have them.
+        written_bytes: an estimate from above.
+        kept: whether what is written stays when the run is over.
+    """
+
+    name: str
+    does: str
+    tasks: int
+    columns: tuple[str, ...]
+    rows: int
+    read_bytes: int
+    written_bytes: int
+    kept: bool
+
+
+def explain(spec: FeedSpec, root: Path, config: EtlConfig) -> list[Stage]:
+    """The stages of `pipeline.run` over these logs, in order; nothing but footers is read.
+
+    Raises:
+        DataError: as the run itself would before it begins.
+    """
+    logs = LogFolder.open(root, spec)
+    partitions = logs.partitions(config.partition_rows)
+    eval_days = set(logs.days[-config.eval_days :])
+    train = [file for file in logs.impressions if file.day not in eval_days]
+    held_out = [file for file in logs.impressions if file.day in eval_days]
+    rows = _rows(logs.impressions)
+    whole = ReadImpressions(spec, columns_of(spec)).raw_columns()
+    actions = tuple(action_columns(spec.logs.actions)) if spec.logs.actions else ()
+    stages = [
+        Stage(
+            "repeats",
+            "find repeated impressions",
+            len(partitions),
+            (spec.logs.impression,),
+            rows,
+            _bytes(logs.impressions, [spec.logs.impression]),
+            rows * _NOTE_BYTES,
+            False,
+        )
+    ]
+    if actions:
+        num_actions = _rows(logs.actions)
+        tasks = len(logs.action_partitions(config.partition_rows))
+        size = 2 * num_actions * _NOTE_BYTES
+        does = "index the later actions"
+        stages.append(Stage("actions", does, tasks, actions, num_actions, _bytes(logs.actions, actions), size, False))
+    in_train = sum(p.day not in eval_days for p in partitions)
+    fitted = _bytes(train, whole)
+    size = fitted + _rows(train) * _EVENT_BYTES * len({(h.of, h.response) for h in spec.histories})
+    does = "ids, weights, moments, histories"
+    stages.append(Stage("fit", does, in_train, tuple(whole), _rows(train), fitted, size, False))
+    for name, files in (("train", train), ("eval", held_out)):
+        size = _rows(files) * _row_bytes(spec)
+        tasks = in_train if name == "train" else len(partitions) - in_train
+        does = f"map, weigh, write {name}/"
+        stages.append(Stage(name, does, tasks, tuple(whole), _rows(files), _bytes(files, whole), size, True))
+    return stages
+
+
+def _rows(files: Iterable[LogFile]) -> int:
+    return sum(file.num_rows for file in files)
+
+
+def _bytes(files: Iterable[LogFile], columns: Iterable[str]) -> int:
+    """Compressed bytes of some columns."""
+    wanted = set(columns)
+    footers = [pq.read_metadata(file.path) for file in files]
+    groups = [footer.row_group(i) for footer in footers for i in range(footer.num_row_groups)]
+    chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
+    return sum(int(c.total_compressed_size) for c in chunks if c.path_in_schema.split(".")[0] in wanted)
+
+
+def _row_bytes(spec: FeedSpec) -> int:
+    """Bytes of a training row at most: every list as long as it may be."""
+    lists = sum(4 + 8 * f.max_length for f in spec.of_kind("ids", "history"))
+    weights = 8 * len(spec.responses) if spec.weighted else 0
+    scalars = 4 * (len(spec.responses) + len(spec.dense)) + 8 * len(spec.of_kind("id")) + 13
+    return int(scalars + lists + weights)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import ExitStack
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from merlin.core.utils import global_dask_client
 
 from sparsefeed.errors import BadFileError, DataError, ToolError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.etl.ids import Inverse
 from sparsefeed.etl.pipeline import run
 from tests import logs
 from tests.conftest import CONFIG as CLUSTER
@@ -177,6 +180,87 @@ def test_neither_the_cut_into_partitions_nor_the_names_of_files_change_ids_or_we
     for name in ("ids/post/id_map.json", "inverse/post/inverse.json", "transform/plan.json", "snapshot/snapshot.json"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "other" / name).read_text()
     assert (tmp_path / "one" / "ips.parquet").read_bytes() == (tmp_path / "other" / "ips.parquet").read_bytes()
+
+
+def test_days_outside_the_window_are_not_read_and_their_actions_only_where_they_belong(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=5, sessions=40)
+    window = CONFIG.model_copy(update={"since": date(2026, 11, 3), "until": date(2026, 11, 5)})
+    summary = run(logs.spec(), root, tmp_path / "etl", window)
+    assert summary["train_days"] == ["2026-11-03", "2026-11-04"]
+    assert summary["eval_days"] == ["2026-11-05"]
+    shutil.rmtree(root / "impressions" / "day=2026-11-02")
+    shutil.rmtree(root / "actions" / "day=2026-11-02")
+    shutil.rmtree(root / "impressions" / "day=2026-11-06")
+    run(logs.spec(), root, tmp_path / "alone", CONFIG)
+    for name in ("train", "eval"):
+        pd.testing.assert_frame_equal(tables(tmp_path / "etl" / name), tables(tmp_path / "alone" / name))
+    with pytest.raises(DataError, match=r"no impressions from 2027-01-01 to the last; there are days 2026-11-03 to"):
+        run(logs.spec(), root, tmp_path / "none", CONFIG.model_copy(update={"since": date(2027, 1, 1)}))
+
+
+def test_as_many_files_as_asked_for_where_row_groups_allow_and_a_warning_where_not(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=3, sessions=60)
+    wanted = CONFIG.model_copy(update={"min_files": 6})
+    summary = run(logs.spec(), root, tmp_path / "few", wanted)
+    assert "2 training files, etl.min_files is 6: row groups are not cut" in summary["warnings"][-1]
+    for path in root.glob("impressions/*/*.parquet"):
+        pq.write_table(pq.read_table(path), path, row_group_size=40)
+    run(logs.spec(), root, tmp_path / "many", wanted)
+    files = sorted((tmp_path / "many" / "train").glob("*.parquet"))
+    assert len(files) >= 6
+    pd.testing.assert_frame_equal(tables(tmp_path / "few" / "train"), tables(tmp_path / "many" / "train"))
+
+
+def test_shuffled_files_hold_the_same_rows_in_another_order_that_the_seed_decides(folder: Path, tmp_path: Path) -> None:
+    shuffled = CONFIG.model_copy(update={"shuffle": True})
+    run(logs.spec(), folder, tmp_path / "logged", CONFIG)
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        run(logs.spec(), folder, tmp_path / name, shuffled.model_copy(update={"shuffle_seed": seed}))
+    logged, one, same, other = (tables(tmp_path / name / "train") for name in ("logged", "one", "same", "other"))
+    assert one["impression_id"].tolist() == same["impression_id"].tolist()
+    assert len({tuple(frame["impression_id"]) for frame in (logged, one, other)}) == 3
+    for frame in (one, other):
+        ordered = frame.sort_values("impression_id").reset_index(drop=True)
+        pd.testing.assert_frame_equal(ordered, logged.sort_values("impression_id").reset_index(drop=True))
+
+
+def test_ids_of_any_length_nulls_and_columns_nobody_named_are_no_trouble(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=2, sessions=60)
+    path = root / FIRST
+    table = pq.read_table(path)
+    posts = table["post_id"].to_pylist()
+    posts[0], posts[1], posts[2], posts[3] = "x" * 10_000, None, "", "日本\x00é"
+    logs.change(path, post_id=pa.array(posts))
+    extra = pa.array([{"a": [1, 2]}] * len(table))
+    pq.write_table(pq.read_table(path).append_column("nobodys", extra), path)
+    empty = path.with_name("empty.parquet")
+    pq.write_table(pq.read_table(path).slice(0, 0), empty)
+    spec = logs.spec(logs={"surface": "surface", "actions": {}, "max_null_share": 0.05})
+    summary = run(spec, root, tmp_path / "etl", CONFIG)
+    assert 'column "post_id": 2 of 240 ids are null or empty; they read row 1' in summary["warnings"]
+    train = tables(tmp_path / "etl" / "train").set_index("impression_id").sort_index()
+    assert train["post_id"].iloc[1:3].tolist() == [1, 1]
+    inverse = Inverse.load(tmp_path / "etl" / "inverse" / "post")
+    assert inverse.decode(train["post_id"].iloc[[0, 3]].to_numpy()).to_pylist() == [posts[0], posts[3]]
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_result(folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        run(logs.spec(), folder, small / "etl", CONFIG)
+        before = {p.relative_to(small): p.read_bytes() for p in small.rglob("*") if p.is_file()}
+        more = logs.write(tmp_path / "more", days=3, sessions=3000)
+        with pytest.raises(OSError, match=r"the disk of .* is full"):
+            run(logs.spec(), more, small / "etl", CONFIG)
+        assert {p.relative_to(small): p.read_bytes() for p in small.rglob("*") if p.is_file()} == before
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)  # maps of it may be open still
 
 
 def test_what_a_crashed_run_left_is_cleared_away(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import Field
@@ -23,8 +24,11 @@ class EtlConfig(Frozen):
     """The cluster, the split and the size of what is written."""
 
     cluster: ClusterConfig = ClusterConfig()
+    since: date | None = None  # the first day to read; None: the first there is
+    until: date | None = None  # the last; None: the last there is
     eval_days: int = Field(default=1, ge=1)  # the last days, held out for evaluation
     partition_rows: int = Field(default=500_000, ge=1)  # read, and written as one file, by one task
+    min_files: int = Field(default=1, ge=1)  # files of training rows, at least one per device; row groups are not cut
     row_group_rows: int = Field(default=65_536, ge=1)
     shuffle: bool = False  # rows of a file
     on_bad_file: Literal["stop", "skip"] = "stop"  # a file that cannot be read: an error, or left out and recorded

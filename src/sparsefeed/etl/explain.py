@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions, columns_of
 from sparsefeed.etl.logs import LogFile, LogFolder, action_columns
+from sparsefeed.etl.pipeline import logs_of, rows_of_partitions
 from sparsefeed.etl.spec import FeedSpec
 
 __all__ = ["Stage", "explain"]
@@ -50,8 +51,9 @@ def explain(spec: FeedSpec, root: Path, config: EtlConfig) -> list[Stage]:
     Raises:
         DataError: as the run itself would before it begins.
     """
-    logs = LogFolder.open(root, spec)
-    partitions = logs.partitions(config.partition_rows)
+    logs = logs_of(LogFolder.open(root, spec), spec, config)
+    limit = rows_of_partitions(logs, config)
+    partitions = logs.partitions(limit)
     eval_days = set(logs.days[-config.eval_days :])
     train = [file for file in logs.impressions if file.day not in eval_days]
     held_out = [file for file in logs.impressions if file.day in eval_days]
@@ -72,7 +74,7 @@ def explain(spec: FeedSpec, root: Path, config: EtlConfig) -> list[Stage]:
     ]
     if actions:
         num_actions = _rows(logs.actions)
-        tasks = len(logs.action_partitions(config.partition_rows))
+        tasks = len(logs.action_partitions(limit))
         size = 2 * num_actions * _NOTE_BYTES
         does = "index the later actions"
         stages.append(Stage("actions", does, tasks, actions, num_actions, _bytes(logs.actions, actions), size, False))

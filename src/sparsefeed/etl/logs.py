@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from itertools import groupby
 from pathlib import Path
 
@@ -124,6 +124,23 @@ class LogFolder:
     def days(self) -> tuple[date, ...]:
         """Days with impressions, ascending."""
         return tuple(sorted({file.day for file in self.impressions}))
+
+    def within(self, since: date | None, until: date | None, attribution_days: int) -> LogFolder:
+        """The same folder, days from `since` to `until` alone, and the actions that belong to them.
+
+        Raises:
+            DataError: no impression is left.
+        """
+        first, last = since or date.min, until or date.max
+        kept = tuple(file for file in self.impressions if first <= file.day <= last)
+        if not kept:
+            raise DataError(
+                f"{self.root}: no impressions from {since or 'the first day'} to {until or 'the last'}; there are days "
+                f"{self.days[0]} to {self.days[-1]}; mend etl.since and etl.until"
+            )
+        # Not by adding to `last`, which may be the last day there can be.
+        actions = tuple(f for f in self.actions if f.day >= first and f.day - timedelta(days=attribution_days) <= last)
+        return replace(self, impressions=kept, actions=actions)
 
     def of_days(self, days: Sequence[date]) -> tuple[LogFile, ...]:
         """Impression files of these days, by day and name."""

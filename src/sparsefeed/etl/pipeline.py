@@ -31,7 +31,7 @@ from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
 from sparsefeed.lock import only_writer
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["run"]
+__all__ = ["logs_of", "rows_of_partitions", "run"]
 
 _FULL_BYTES = 1 << 20
 
@@ -59,7 +59,7 @@ def run(
     progress(0, 4, "checking the logs")
     summary = _finished(out)
     skipped = Skipped.of(summary.get("skipped", []), config.on_bad_file == "skip")
-    logs = skipped.open(logs_root, spec)
+    logs = skipped.open(logs_root, spec, config)
     if summary.get("fingerprint") == _fingerprint(spec, config, logs):
         progress(4, 4, "nothing to do: made from the same spec and logs")
         return summary
@@ -82,7 +82,7 @@ def run(
                     break
                 except BadFileError as error:  # found in the middle: what it gave so far must not stay
                     skipped.add(error)
-                    logs = skipped.open(logs_root, spec)
+                    logs = skipped.open(logs_root, spec, config)
                     _empty(partial)
             fingerprint = _fingerprint(spec, config, logs)
             summary = {"format": 1, "fingerprint": fingerprint, "logs": str(logs_root.resolve()), **made}
@@ -99,6 +99,18 @@ def run(
             raise
     progress(4, 4, f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate")
     return summary
+
+
+def logs_of(logs: LogFolder, spec: FeedSpec, config: EtlConfig) -> LogFolder:
+    """The days of a folder that the config asks for."""
+    return logs.within(config.since, config.until, spec.logs.actions.attribution_days if spec.logs.actions else 0)
+
+
+def rows_of_partitions(logs: LogFolder, config: EtlConfig) -> int:
+    """Rows of a partition at most, so that there are enough training files."""
+    eval_days = set(logs.days[-config.eval_days :])
+    num_rows = sum(file.num_rows for file in logs.impressions if file.day not in eval_days)
+    return max(1, min(config.partition_rows, num_rows // config.min_files))
 
 
 @dataclass
@@ -120,11 +132,12 @@ class Skipped:
         same = [file for file in files if _identity(Path(file["file"])) == file["identity"]]
         return cls(allowed, same if allowed else [])
 
-    def open(self, root: Path, spec: FeedSpec) -> LogFolder:
+    def open(self, root: Path, spec: FeedSpec, config: EtlConfig) -> LogFolder:
         """Open a folder of logs without these files and without those whose footers cannot be read."""
         while True:
             try:
-                return LogFolder.open(root, spec, frozenset(Path(file["file"]) for file in self.files))
+                logs = LogFolder.open(root, spec, frozenset(Path(file["file"]) for file in self.files))
+                return logs_of(logs, spec, config)
             except BadFileError as error:
                 self.add(error)
 
@@ -172,8 +185,9 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
     with open_cluster(config.cluster), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         progress(0, 4, "looking for repeated impressions, indexing the actions")
-        partitions = logs.partitions(config.partition_rows)
-        read = ReadImpressions.prepare(spec, logs, config.partition_rows, partial / "scratch", gpu)
+        rows = rows_of_partitions(logs, config)
+        partitions = logs.partitions(rows)
+        read = ReadImpressions.prepare(spec, logs, rows, partial / "scratch", gpu)
         parts = {
             "train": [p for p in partitions if p.day not in eval_days],
             "eval": [p for p in partitions if p.day in eval_days],
@@ -191,6 +205,11 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
     if num_repeated := read.repeats.count():
         num_logged = sum(file.num_rows for file in logs.impressions)
         notes.append(f'column "{spec.logs.impression}": {num_repeated} of {num_logged} rows repeat an id; dropped')
+    if len(parts["train"]) < config.min_files:
+        notes.append(
+            f"{len(parts['train'])} training files, etl.min_files is {config.min_files}: row groups are not cut; write "
+            "the logs with smaller ones"
+        )
     for folder in ("scratch", "runs"):
         shutil.rmtree(partial / folder, ignore_errors=True)
     (partial / "transform").mkdir()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 import warnings
@@ -92,9 +93,10 @@ def run(
             shutil.rmtree(out, ignore_errors=True)
             partial.rename(out)
         except Exception as error:
-            full = shutil.disk_usage(out.parent).free < _FULL_BYTES
+            # A library may say so in words of its own, or say something else.
+            full = os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(out.parent).free < _FULL_BYTES
             shutil.rmtree(partial, ignore_errors=True)
-            if full:  # what a library makes of a full disk is rarely to be read
+            if full:
                 raise OSError(errno.ENOSPC, f"the disk of {out.parent} is full") from error
             raise
     progress(4, 4, f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate")

@@ -15,10 +15,12 @@ import numpy as np
 from clock import clocked
 from results import Recorder, Row
 
+from sparsefeed.etl import frame
 from sparsefeed.etl.ids import IdMap
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.ops import history, map_ids
+from sparsefeed.etl.ops.statistic import fit
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import open_version
 from sparsefeed.workflows.console import stage
@@ -72,26 +74,27 @@ def in_place(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row
 def _batch_ms(recipe: Recipe, logs: LogFolder, folder: Path) -> tuple[float, float, int]:
     """Median ms of mapping the first rows of the last training day, of the operators around it; ids mapped."""
     spec = recipe.feed
-    read = ReadImpressions(spec, logs.actions)
-    files = logs.of_days(logs.days[: -recipe.etl.eval_days])
     ids = map_ids.MapIds(spec, folder)
     ids.maps = {table.name: IdMap.load(folder / "ids" / table.name) for table in spec.tables}
-    with tempfile.TemporaryDirectory() as scratch:  # of the snapshot that History writes beside
+    eval_days = logs.days[-recipe.etl.eval_days :]
+    partitions = [p for p in logs.partitions(recipe.etl.partition_rows) if p.day not in eval_days]
+    with tempfile.TemporaryDirectory() as scratch:  # of what History writes
+        read = ReadImpressions.prepare(spec, logs, recipe.etl.partition_rows, Path(scratch) / "joins")
         histories = history.History(spec, ids, Path(scratch))
-        histories.fit_finalize(history.merge([history.collect(read(file), spec) for file in files]))
-    batch = read(files[-1])[: recipe.train.batch_size]
-    mapping, operators, num_ids = [], [], 0
-    for _ in range(REPEATS):
-        with (
-            clocked((IdMap, "encode"), (IdMap, "lookup")) as inner,
-            clocked((map_ids.MapIds, "transform"), (history.History, "transform")) as outer,
-        ):
-            columns = {**ids.transform(None, batch), **histories.transform(None, batch)}
-        assert inner.num_calls == len(spec.lookups), "the operators map ids through other calls than those clocked"
-        mapping.append(inner.seconds)
-        operators.append(outer.seconds)
-        mapped = [columns[feature.name] for feature in spec.lookups]
-        num_ids = sum(int(np.sum(c.map(len))) if c.dtype == object else len(c) for c in mapped)
+        fit([histories], read, partitions)
+        batch = read(partitions[-1])[: recipe.train.batch_size]
+        mapping, operators, num_ids = [], [], 0
+        for _ in range(REPEATS):
+            with (
+                clocked((IdMap, "encode"), (IdMap, "lookup")) as inner,
+                clocked((map_ids.MapIds, "transform"), (history.History, "transform")) as outer,
+            ):
+                columns = {**ids.transform(None, batch), **histories.transform(None, batch)}
+            assert inner.num_calls == len(spec.lookups), "the operators map ids through other calls than those clocked"
+            mapping.append(inner.seconds)
+            operators.append(outer.seconds)
+            mapped = [frame.strings(columns[feature.name])[1] for feature in spec.lookups]
+            num_ids = sum(map(len, mapped))
     return 1e3 * statistics.median(mapping), 1e3 * statistics.median(operators), num_ids
 
 

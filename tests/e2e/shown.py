@@ -32,7 +32,7 @@ def shown(run: Run, raw: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.D
         sides.append(last.loc[names, columns].reset_index(drop=True))
     rows = pd.concat(sides, axis=1)
     as_of_ms = Snapshot.load(open_version(run.workspace.bundles).snapshot).as_of_ms
-    for name, value in (("_time", as_of_ms), ("_position", 1), ("_surface", "home"), ("_random", 0)):
+    for name, value in (("_time", as_of_ms), ("_position", 1), ("_surface", "home"), ("_random", 0), ("_stratum", 0)):
         rows[name] = value
     for response in spec.responses:
         rows[f"y_{response.name}"] = np.float32(0)

@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 from merlin.core.utils import global_dask_client
 
-from sparsefeed.errors import BadFileError, DataError, ToolError
+from sparsefeed.errors import BadFileError, DataError, SpecError, ToolError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids import Inverse
 from sparsefeed.etl.pipeline import run
+from sparsefeed.etl.spec import FeedSpec
 from tests import logs
 from tests.conftest import CONFIG as CLUSTER
 from tests.ports import free_port
@@ -327,6 +328,27 @@ def test_sampled_rows_weigh_one_over_their_rate_and_no_random_row_is_left_out(tm
         tables(tmp_path / "all" / "eval").filter(regex="^(y_|post_|member_)"),
         tables(tmp_path / "some" / "eval").filter(regex="^(y_|post_|member_)"),
     )
+
+
+def test_only_sessions_with_a_response_are_trained_on_if_so_declared(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=2, sessions=200)
+    for path in root.glob("impressions/*/*.parquet"):
+        table = pq.read_table(path)
+        session = pa.array([f"s{i // 4}" for i in table["impression_id"].to_pylist()])
+        pq.write_table(table.append_column("visit", session), path, row_group_size=50)  # some are cut in two
+    spec = logs.spec(logs={"surface": "surface", "actions": {}, "session": "visit"})
+    run(spec, root, tmp_path / "all", CONFIG)
+    config = CONFIG.model_copy(update={"partition_rows": 50})
+    changed = spec.model_dump() | {"sampling": {"sessions": "engaged"}}
+    run(FeedSpec.parse(changed), root, tmp_path / "engaged", config)
+    everything, engaged = (tables(tmp_path / name / "train") for name in ("all", "engaged"))
+    visit = everything["impression_id"] // 4
+    responded = (everything[["y_click", "y_like"]].max(axis=1) > 0).groupby(visit).transform("max")
+    assert 0 < responded.sum() < len(everything)
+    assert engaged["impression_id"].tolist() == everything["impression_id"][responded].tolist()
+    assert len(tables(tmp_path / "engaged" / "eval")) == len(tables(tmp_path / "all" / "eval"))
+    with pytest.raises(SpecError, match=r'sampling.sessions: "engaged" needs logs.session'):
+        logs.spec(sampling={"sessions": "engaged"})
 
 
 def test_what_the_weights_do_is_told(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from sparsefeed.errors import DataError
 from sparsefeed.etl import frame
 from sparsefeed.etl.actions import ActionIndex
+from sparsefeed.etl.engaged import EngagedSessions
 from sparsefeed.etl.kernels.dense import has_infinity
 from sparsefeed.etl.kernels.sampling import kept, strata, stratum_of
 from sparsefeed.etl.logs import LogFolder, Partition, Piece, impression_columns
@@ -74,6 +76,7 @@ class ReadImpressions:
         actions: where labels that have no column come from; None: the spec declares none.
         cudf: whether frames are cuDF's.
         sample: whether to leave rows out as the spec's `sampling` says.
+        engaged: sessions to keep then; None: all.
     """
 
     spec: FeedSpec
@@ -82,6 +85,7 @@ class ReadImpressions:
     actions: ActionIndex | None = None
     cudf: bool = False
     sample: bool = False
+    engaged: EngagedSessions | None = None
 
     @classmethod
     def prepare(cls, spec: FeedSpec, logs: LogFolder, rows: int, scratch: Path, cudf: bool = False) -> ReadImpressions:
@@ -93,6 +97,18 @@ class ReadImpressions:
             names = [response.name for response in spec.responses if response.column is None]
             index = ActionIndex.build(logs.action_partitions(rows), spec.logs.actions, names, scratch / "actions")
         return cls(spec, columns_of(spec), repeats, index, cudf)
+
+    def sampling(self, partitions: Sequence[Partition], scratch: Path) -> ReadImpressions:
+        """A reader of the rows that the spec's sampling keeps of these partitions; this one where it keeps all."""
+        sampling = self.spec.sampling
+        if sampling is None:
+            return self
+        engaged = None
+        if sampling.sessions == "engaged":
+            labels = tuple(label(response.name) for response in self.spec.responses)
+            keys_of = partial(_engaged, replace(self, columns=(*labels, _SESSION)))
+            engaged = EngagedSessions.find(partitions, keys_of, scratch, scratch / "engaged.npy")
+        return replace(self, sample=True, engaged=engaged)
 
     def project_columns(self, columns: Sequence[str]) -> ReadImpressions:
         """The same reader for fewer columns (Dask's column projection)."""
@@ -125,7 +141,7 @@ class ReadImpressions:
                 columns |= {label(response): (moment > 0).astype(np.float32), event_time(response): moment}
         columns[STRATUM] = np.zeros(len(columns[RANDOM]), np.int8)
         if self.sample and self.spec.sampling:
-            columns = _sampled(columns, keys, self.spec)
+            columns = _sampled(columns, keys, self.spec, self.engaged)
         return frame.from_arrow({name: columns[name] for name in self.columns}, self.cudf)
 
     def _read(self, piece: Piece) -> dict[str, Column]:
@@ -135,12 +151,10 @@ class ReadImpressions:
         kinds = impression_columns(spec)
         table = read_piece(piece, raw, [name for name in raw if kinds[name] in ("string", "strings")])
         columns: dict[str, Column] = {}
-        for feature in spec.of_kind("id", "ids"):
+        for feature in spec.of_kind("id", "ids", "dense"):
             if feature.name in raw:
-                columns[feature.name] = table[feature.name]
-        for feature in spec.dense:
-            if feature.name in raw:
-                columns[feature.name] = _numbers(table[feature.name])
+                column = table[feature.name]
+                columns[feature.name] = _numbers(column) if feature.kind == "dense" else column
         if logs.time in raw:
             columns[TIME] = no_nulls(piece, logs.time, milliseconds, table)
         if logs.impression in raw:
@@ -162,6 +176,9 @@ class ReadImpressions:
             columns[SURFACE] = pa.chunked_array(
                 [pa.DictionaryArray.from_arrays(pa.array(np.zeros(num, np.int32)), pa.array(["all"]))]
             )
+        if logs.session in raw:
+            # One key of the two: of texts that differ, one pair in 2^64 passes for one session.
+            columns[_SESSION] = no_nulls(piece, logs.session, event_keys, table)[:, 0]
         asked = spec.sessions is not None and spec.sessions.column in raw
         columns[RANDOM] = _random(piece, spec, table) if asked else np.zeros(num, np.int8)
         return columns
@@ -185,12 +202,14 @@ class ReadImpressions:
                 needs[response.column] = needs.get(response.column, False) or wanted
                 needs[logs.time] = needs[logs.time] or timed
         needs[logs.impression] = IMPRESSION in asked or self._joins or self.sample
+        needs[logs.session] = _SESSION in asked or self.engaged is not None
         needs[logs.position] = POSITION in asked
         needs[logs.surface] = SURFACE in asked
         needs[sessions.column if sessions else None] = RANDOM in asked or self.sample
         return [name for name, needed in needs.items() if needed and name is not None]
 
 
+_SESSION = "_session"  # key of a row's session, uint64
 _KEYS = "_keys"  # of impressions, uint64 [n, 2], until labels are joined
 
 
@@ -201,14 +220,26 @@ def _filtered(columns: dict[str, Column], kept: NDArray[np.bool_]) -> dict[str, 
     }
 
 
-def _sampled(columns: dict[str, Column], keys: NDArray[np.uint64], spec: FeedSpec) -> dict[str, Column]:
+def _engaged(read: ReadImpressions, partition: Partition) -> NDArray[np.uint64]:
+    """Keys of the sessions of rows that have a response."""
+    part = read(partition)
+    responses = [frame.numpy(part[name]) > 0 for name in read.columns if name != _SESSION]
+    return np.asarray(frame.numpy(part[_SESSION])[np.logical_or.reduce(responses)], np.uint64)
+
+
+def _sampled(
+    columns: dict[str, Column], keys: NDArray[np.uint64], spec: FeedSpec, engaged: EngagedSessions | None
+) -> dict[str, Column]:
     """Leave rows out, and note the stratum of those that stay."""
     sampling = spec.sampling
     assert sampling is not None
     labels = {response.name: columns[label(response.name)] > 0 for response in spec.responses}
     stratum = stratum_of(labels, columns[RANDOM] > 0, sampling.rates, sampling.others)
     rate = strata(sampling.rates, sampling.others)[stratum]
-    return _filtered({**columns, STRATUM: stratum}, kept(keys[:, 0] ^ keys[:, 1], rate, sampling.seed))
+    stays = kept(keys[:, 0] ^ keys[:, 1], rate, sampling.seed)
+    if engaged is not None:
+        stays &= engaged.has(columns[_SESSION])
+    return _filtered({**columns, STRATUM: stratum}, stays)
 
 
 def _joined(parts: list[Column]) -> Column:

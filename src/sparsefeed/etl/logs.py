@@ -198,6 +198,8 @@ def impression_columns(spec: FeedSpec) -> Kinds:
         columns[spec.logs.surface] = "string"
     if spec.sessions:
         columns[spec.sessions.column] = "string"
+    if spec.logs.session:
+        columns[spec.logs.session] = "id"
     for feature in spec.features:
         if isinstance(feature, IdFeature):
             columns[feature.name] = "string"

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +199,8 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
         num_rows = {}
         for step, name, what in ((2, "train", "training"), (3, "eval", "evaluation")):
             progress(step, 4, f"writing the {what} parquet")
-            sampled = replace(read, sample=name == "train" and spec.sampling is not None)
-            dataset = dataset_of(spec, sampled, parts[name], logs.text_impressions)
+            chosen = read.sampling(parts[name], partial / "scratch") if name == "train" else read
+            dataset = dataset_of(spec, chosen, parts[name], logs.text_impressions)
             num_rows[name] = _write(feed, dataset, partial / name, config)
         notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
     assert read.repeats is not None

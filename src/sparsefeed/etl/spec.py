@@ -135,6 +135,7 @@ class Logs(Frozen):
     post: Name = "post_id"  # an `id` feature of the candidate
     position: Name | None = "position"
     surface: Name | None = None
+    session: Name | None = None  # what rows of one session share, text or integer; needed for sampling.sessions
     actions: Actions | None = None
     max_null_share: float = Field(default=0.01, ge=0, le=1)  # of null or empty ids per column
 
@@ -166,11 +167,13 @@ class Sampling(Frozen):
     """Which rows of the training days are written; a row kept with rate p weighs 1 / p more.
 
     A row is kept with the greatest rate of the responses it has, with `others` if it has none; rows of random sessions
-    are all kept. Which ones, the impression's id decides: always the same. Fits read all rows.
+    are all kept. Which ones, the impression's id decides: always the same. Of sessions, `engaged` writes those alone in
+    which there was a response, random ones too. Fits read all rows.
     """
 
     rates: dict[Name, Annotated[float, Field(gt=0, le=1)]] = {}  # by response; one that is not named: 1
     others: float = Field(default=1.0, gt=0, le=1)
+    sessions: Literal["all", "engaged"] = "all"
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
@@ -272,7 +275,8 @@ class FeedSpec(Frozen):
         logs = self.logs
         taken = {"keys": "the snapshot", "dense": "the snapshot"}
         taken |= dict.fromkeys(("impression_id", "position", "random"), "the training data")
-        logged = (logs.impression, logs.time, logs.position, logs.surface, *(r.column for r in self.responses))
+        of_logs = (logs.impression, logs.time, logs.position, logs.surface, logs.session)
+        logged = (*of_logs, *(r.column for r in self.responses))
         taken |= {f"{kind}_{r.name}": "a response" for r in self.responses for kind in ("y", "t", "w", "cell")}
         taken |= {name: "the logs" for name in (*logged, self.sessions and self.sessions.column) if name}
         for i, feature in enumerate(self.features):
@@ -346,6 +350,10 @@ class FeedSpec(Frozen):
         for name in self.sampling.rates if self.sampling else ():
             if name not in names:
                 raise ValueError(f'sampling.rates: "{name}" is not a response{did_you_mean(name, names)}')
+        if self.sampling and self.sampling.sessions == "engaged" and self.logs.session is None:
+            raise ValueError(
+                'sampling.sessions: "engaged" needs logs.session; name the column that tells sessions apart'
+            )
         return self
 
     @property

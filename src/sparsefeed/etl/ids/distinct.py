@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sparsefeed.etl.ids.xxh64 import xxh64
+from sparsefeed.etl.ids.xxh64 import load_word, xxh64
 from sparsefeed.etl.kernels.intrinsics import prefetch
 
 __all__ = ["distinct", "is_same", "order_of", "sum_equal"]
@@ -59,6 +59,8 @@ def is_same(
     if np.int64(offsets[j + 1]) - other != length:
         return False
     same = 0
+    while same + 8 <= length and load_word(data, start + same) == load_word(data, other + same):
+        same += 8
     while same < length and data[start + same] == data[other + same]:
         same += 1
     return bool(same == length)

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["xxh64", "xxh64_of_word"]
+__all__ = ["load_word", "xxh64", "xxh64_of_word"]
 
 _PRIME_1 = np.uint64(0x9E3779B185EBCA87)
 _PRIME_2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -47,7 +47,7 @@ def _avalanche(state: np.uint64) -> np.uint64:
 
 
 @njit(nogil=True, cache=True)
-def _load(data: NDArray[np.uint8], start: int) -> np.uint64:
+def load_word(data: NDArray[np.uint8], start: int) -> np.uint64:
     """Load eight bytes, little endian, from any address: one load on x86, eight on a GPU."""
     at = np.uint64(start)  # an index that can't be negative, or the compiler does not see the one load
     word = np.uint64(data[at])
@@ -66,10 +66,10 @@ def xxh64(data: NDArray[np.uint8], start: int, stop: int, seed: np.uint64) -> np
         lane_3 = seed
         lane_4 = seed - _PRIME_1
         while at + 32 <= stop:
-            lane_1 = _round(lane_1, _load(data, at))
-            lane_2 = _round(lane_2, _load(data, at + 8))
-            lane_3 = _round(lane_3, _load(data, at + 16))
-            lane_4 = _round(lane_4, _load(data, at + 24))
+            lane_1 = _round(lane_1, load_word(data, at))
+            lane_2 = _round(lane_2, load_word(data, at + 8))
+            lane_3 = _round(lane_3, load_word(data, at + 16))
+            lane_4 = _round(lane_4, load_word(data, at + 24))
             at += 32
         state = _rotate(lane_1, 1) + _rotate(lane_2, 7) + _rotate(lane_3, 12) + _rotate(lane_4, 18)
         state = _merge(_merge(_merge(_merge(state, lane_1), lane_2), lane_3), lane_4)
@@ -77,7 +77,7 @@ def xxh64(data: NDArray[np.uint8], start: int, stop: int, seed: np.uint64) -> np
         state = seed + _PRIME_5
     state += np.uint64(stop - start)
     while at + 8 <= stop:
-        state = _word(state, _load(data, at))
+        state = _word(state, load_word(data, at))
         at += 8
     if at + 4 <= stop:
         half = np.uint64(0)

@@ -1,0 +1,76 @@
+"""EngagedSessions: the sessions in which a member responded to anything, found without holding them in memory.
+
+Rows of other sessions say little of what a member likes; whether leaving them out helps is a switch of the recipe
+(`sampling.sessions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sparsefeed.etl.array_file import ArrayFile
+from sparsefeed.etl.cluster import compute
+from sparsefeed.etl.ids.sorted_keys import places
+from sparsefeed.etl.logs import Partition
+from sparsefeed.etl.runs import KEY, Runs
+
+__all__ = ["EngagedSessions"]
+
+_ROWS_AT_ONCE = 8_000_000
+
+
+@dataclass(frozen=True)
+class EngagedSessions:
+    """Keys of sessions with a response.
+
+    Attributes:
+        path: of the keys, uint64, ascending, each once.
+    """
+
+    path: Path
+
+    @classmethod
+    def find(
+        cls,
+        partitions: Sequence[Partition],
+        keys_of: Callable[[Partition], NDArray[np.uint64]],
+        scratch: Path,
+        path: Path,
+    ) -> EngagedSessions:
+        """Look through all partitions; `scratch` is used and removed.
+
+        Args:
+            partitions: to be read.
+            keys_of: reads one: the keys of its sessions with a response, repeated or not.
+            scratch: for runs.
+            path: of the result.
+        """
+        runs = Runs(scratch / "engaged")
+        compute([partial(_note, keys_of, partition, runs) for partition in partitions])
+        compute([partial(_merge, runs, path)])
+        return cls(path)
+
+    def has(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which sessions are among them: bool [n]."""
+        ascending: NDArray[Any] = np.load(self.path, mmap_mode="r").view(np.ndarray)
+        return places(ascending, keys) >= 0
+
+
+def _note(keys_of: Callable[[Partition], NDArray[np.uint64]], partition: Partition, runs: Runs) -> int:
+    return runs.write(partition.number, pa.table({KEY: np.unique(keys_of(partition))}))
+
+
+def _merge(runs: Runs, path: Path) -> int:
+    with ArrayFile(path, np.uint64) as file:
+        for tables in runs.ranges(_ROWS_AT_ONCE):
+            file.append(np.unique(np.concatenate([table[KEY].to_numpy() for table in tables])))
+    runs.remove()
+    return file.num_rows

@@ -108,7 +108,7 @@ def test_an_index_of_any_size_finds_every_action_and_nothing_else(tmp_path: Path
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         columns = (keys[order, 0], keys[order, 1], np.zeros(num, np.uint8), times[order])
         runs.write(0, pa.table(dict(zip(actions._COLUMNS, columns, strict=True))))
-        assert actions._index(runs, tmp_path / str(num) / str(DAY)) == num
+        assert actions._index(runs, 1, tmp_path / str(num) / str(DAY)) == num
         index = actions.ActionIndex(tmp_path / str(num), ("like",), 0, frozenset([DAY]))
         strangers = keys ^ np.array([0, 1], np.uint64)  # of the same first key
         asked = np.concatenate([keys, strangers])

@@ -24,8 +24,11 @@ from merlin.core.utils import global_dask_client
 from sparsefeed.errors import BadFileError, DataError, SpecError, ToolError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids import Inverse
+from sparsefeed.etl.impressions import ReadImpressions
+from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.pipeline import run
 from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.etl.workflow import FeedWorkflow
 from tests import logs
 from tests.conftest import CONFIG as CLUSTER
 from tests.ports import free_port
@@ -133,6 +136,25 @@ def test_a_file_that_cannot_be_read_may_be_skipped_and_is_recorded(tmp_path: Pat
     again = run(logs.spec(), root, tmp_path / "etl", skip)
     assert again["skipped"] == []
     assert again["num_train_rows"] == 480
+
+
+@pytest.mark.filterwarnings("ignore::sparsefeed.errors.DataWarning")
+def test_a_job_made_again_after_its_worker_died_gives_what_it_gave(tmp_path: Path) -> None:
+    root, spec = logs.write(tmp_path / "logs", days=2, sessions=60), logs.spec()
+    opened = LogFolder.open(root, spec)
+    read = ReadImpressions.prepare(spec, opened, 50, tmp_path / "scratch")
+    feed = FeedWorkflow(spec, tmp_path / "etl")
+    partitions = opened.partitions(50)
+    for operator in feed.operators:
+        merged = operator.merge([operator.collect(read(p), p.number) for p in partitions])
+        jobs = operator.jobs(merged, len(partitions))
+        once = [job() for job in jobs]
+        kept = {p: p.read_bytes() for p in (tmp_path / "etl").rglob("*") if p.is_file()}
+        assert [job() for job in jobs] == once
+        assert {p: p.read_bytes() for p in (tmp_path / "etl").rglob("*") if p.is_file()} == kept
+        operator.fit_finalize((merged, once))
+    assert feed.map_ids.maps["post"].num_admitted == 30
+    assert not list((tmp_path / "etl" / "runs").rglob("*.arrow"))
 
 
 def test_a_worker_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ of impressions looks its own up. A small directory over the keys makes a lookup 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class ActionIndex:
         names = tuple(responses)
         runs = {p.day: Runs(folder / f"runs-{p.day}") for p in partitions}
         compute([partial(_note, p, actions, names, runs[p.day]) for p in partitions])
-        compute([partial(_index, runs[day], folder / str(day)) for day in sorted(runs)])
+        num_runs = Counter(p.day for p in partitions)
+        compute([partial(_index, runs[day], num_runs[day], folder / str(day)) for day in sorted(runs)])
         for some in runs.values():
             some.remove()
         return cls(folder, names, actions.attribution_days, frozenset(runs))
@@ -111,12 +113,12 @@ def _first(
     return [column[first] for column in columns]
 
 
-def _index(runs: Runs, folder: Path) -> int:
+def _index(runs: Runs, num_runs: int, folder: Path) -> int:
     """Merge a day's runs, range by range, into columns on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         files = [stack.enter_context(ArrayFile(folder / f"{name}.npy", dtype)) for name, dtype in _COLUMNS.items()]
-        for tables in runs.ranges(_ROWS_AT_ONCE):
+        for tables in runs.ranges(_ROWS_AT_ONCE, num_runs):
             whole = pa.concat_tables(tables)
             for file, column in zip(files, _first(*(whole[name].to_numpy() for name in _COLUMNS)), strict=True):
                 file.append(column)

@@ -28,7 +28,14 @@ def compute(calls: Sequence[Callable[[], Result]]) -> list[Result]:
     client = global_dask_client()
     if client is None:
         return [call() for call in calls]
-    return list(client.gather([client.submit(call, pure=False) for call in calls]))
+    from distributed import wait
+
+    futures = [client.submit(call, pure=False) for call in calls]
+    try:
+        return list(client.gather(futures))
+    except Exception:
+        wait(futures)  # what still runs writes into folders that the caller is about to clear
+        raise
 
 
 def use_gpu(config: ClusterConfig) -> bool:

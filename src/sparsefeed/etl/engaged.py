@@ -55,7 +55,8 @@ class EngagedSessions:
         """
         runs = Runs(scratch / "engaged")
         compute([partial(_note, keys_of, partition, runs) for partition in partitions])
-        compute([partial(_merge, runs, path)])
+        compute([partial(_merge, runs, len(partitions), path)])
+        runs.remove()
         return cls(path)
 
     def has(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -68,9 +69,8 @@ def _note(keys_of: Callable[[Partition], NDArray[np.uint64]], partition: Partiti
     return runs.write(partition.number, pa.table({KEY: np.unique(keys_of(partition))}))
 
 
-def _merge(runs: Runs, path: Path) -> int:
+def _merge(runs: Runs, num_runs: int, path: Path) -> int:
     with ArrayFile(path, np.uint64) as file:
-        for tables in runs.ranges(_ROWS_AT_ONCE):
+        for tables in runs.ranges(_ROWS_AT_ONCE, num_runs):
             file.append(np.unique(np.concatenate([table[KEY].to_numpy() for table in tables])))
-    runs.remove()
     return file.num_rows

@@ -40,20 +40,19 @@ class EventFiles:
         ordered = Events.sort(events.member, events.time_ms, events.item)
         return pa.table({KEY: ordered.member, "time_ms": ordered.time_ms, "item": ordered.item})
 
-    def build(self, runs: Runs) -> int:
-        """Merge the runs; returns the number of events. They are removed."""
+    def build(self, runs: Runs, num_runs: int) -> int:
+        """Merge the runs, so many; returns the number of events."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(ArrayFile(self.folder / f"{name}.npy", dtype))
                 for name, dtype in _COLUMNS.items()
             }
-            for tables in runs.ranges(_ROWS_AT_ONCE):
+            for tables in runs.ranges(_ROWS_AT_ONCE, num_runs):
                 whole = pa.concat_tables(tables)
                 events = Events.sort(*(whole[name].to_numpy() for name in (KEY, "time_ms", "item")))
                 for name, file in files.items():
                     file.append(getattr(events, name))
-        runs.remove()
         return files["member"].num_rows
 
     @cached_property

@@ -6,6 +6,7 @@ a run; each range of keys is then sorted, and all but the first row of an id are
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,8 @@ class Repeats:
         """Look through all partitions, day by day; `scratch` is used and removed."""
         runs = {p.day: Runs(scratch / f"repeats-{p.day}") for p in partitions}
         compute([partial(_note, p, impression, runs[p.day]) for p in partitions])
-        found = compute([partial(_repeated, runs[day]) for day in sorted(runs)])
+        num_runs = Counter(p.day for p in partitions)
+        found = compute([partial(_repeated, runs[day], num_runs[day]) for day in sorted(runs)])
         for some in runs.values():
             some.remove()
         np.save(path, np.sort(np.concatenate(found)))
@@ -68,10 +70,10 @@ def _note(partition: Partition, impression: str, runs: Runs) -> int:
     return runs.write(partition.number, pa.table({KEY: keys[order, 0], "check": keys[order, 1], "place": places}))
 
 
-def _repeated(runs: Runs) -> NDArray[np.int64]:
+def _repeated(runs: Runs, num_runs: int) -> NDArray[np.int64]:
     """Places of all rows of a day but the first of each id."""
     found = [np.empty(0, np.int64)]
-    for tables in runs.ranges(_ROWS_AT_ONCE):
+    for tables in runs.ranges(_ROWS_AT_ONCE, num_runs):
         whole = pa.concat_tables(tables)
         key, check, place = (whole[name].to_numpy() for name in (KEY, "check", "place"))
         ordered = key[order_of(key)] if len(tables) > 1 else key

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from sparsefeed.errors import DataError
+
 __all__ = ["KEY", "Runs"]
 
 KEY = "key"  # uint64, ascending: the column that every run has
@@ -45,13 +47,21 @@ class Runs:
         """All runs, memory-mapped, by number."""
         return [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(self.folder.glob("*.arrow"))]
 
-    def ranges(self, rows: int) -> Iterator[list[pa.Table]]:
+    def ranges(self, rows: int, num_runs: int) -> Iterator[list[pa.Table]]:
         """The runs cut at the same keys, so that a range has about `rows` rows over all runs.
 
         Each range is a list of tables, one per run that has something in it, at least one; keys ascend from range to
-        range.
+        range. Runs stay: a task that is made again, because its worker died, must find them.
+
+        Raises:
+            DataError: there are not `num_runs` of them; fewer would be ids and events lost without a word.
         """
         tables = self.tables()
+        if len(tables) != num_runs:
+            raise DataError(
+                f"{self.folder}: {len(tables)} runs, {num_runs} were written; the workspace must be on a disk that all "
+                "workers reach"
+            )
         num_ranges = -(-sum(map(len, tables)) // rows)
         bounds = [np.uint64((i << 64) // num_ranges) for i in range(1, num_ranges)]
         cuts = [np.r_[0, np.searchsorted(table[KEY].to_numpy(), bounds), len(table)].astype(int) for table in tables]

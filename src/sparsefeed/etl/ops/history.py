@@ -7,6 +7,7 @@ made at the very end, by the id maps of the items' tables.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,24 +79,25 @@ class MemberSnapshot:
     events: Mapping[Kind, EventFiles]
     event_runs: Mapping[Kind, Runs]
     runs: Runs
+    num_runs: int
     folder: Path
     as_of_ms: int
 
     def __call__(self) -> dict[str, Any]:
         """Count and features of the side, for the snapshot's header."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a worker that died
         for kind, files in self.events.items():
-            files.build(self.event_runs[kind])
+            files.build(self.event_runs[kind], self.num_runs)
         ids, lists = _names(self.spec, "member", self.spec.logs.member)
         lists += [history.name for history in self.spec.histories]
         num_dense = len(self.spec.of_kind("dense", side="member"))
         with SideWriter(self.folder, num_dense, ids, lists) as writer:
-            for tables in self.runs.ranges(_ROWS_AT_ONCE):
+            for tables in self.runs.ranges(_ROWS_AT_ONCE, self.num_runs):
                 state = LastKnown.merge([LastKnown.from_arrow(table) for table in tables])
                 now = np.full(len(state.key), self.as_of_ms, np.int64)
                 writer.append(
                     state.snapshot({h.name: _of(h, self.events, state.key, now) for h in self.spec.histories})
                 )
-        self.runs.remove()
         return {"count": writer.count, "ids": ids, "lists": lists}
 
 
@@ -105,16 +107,17 @@ class PostSnapshot:
 
     spec: FeedSpec
     runs: Runs
+    num_runs: int
     folder: Path
 
     def __call__(self) -> dict[str, Any]:
         """Count and features of the side, for the snapshot's header."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a worker that died
         ids, lists = _names(self.spec, "candidate", self.spec.logs.post)
         num_dense = len(self.spec.of_kind("dense", side="candidate"))
         with SideWriter(self.folder, num_dense, ids, lists) as writer:
-            for tables in self.runs.ranges(_ROWS_AT_ONCE):
+            for tables in self.runs.ranges(_ROWS_AT_ONCE, self.num_runs):
                 writer.append(LastKnown.merge([LastKnown.from_arrow(table) for table in tables]).snapshot({}))
-        self.runs.remove()
         return {"count": writer.count, "ids": ids, "lists": lists}
 
 
@@ -189,14 +192,20 @@ class History(Statistic):
         """The last moment of several partitions."""
         return max(parts)
 
-    def jobs(self, merged: int) -> list[Job]:
+    def jobs(self, merged: int, num_partitions: int) -> list[Job]:
         """The two sides of the snapshot as of just after the last thing that happened."""
         folder, runs = self.folder / "snapshot", self.state_runs
-        members = MemberSnapshot(self.spec, self.events, self.event_runs, runs["member"], folder / "member", merged + 1)
-        return [members, PostSnapshot(self.spec, runs["post"], folder / "post")]
+        return [
+            MemberSnapshot(
+                self.spec, self.events, self.event_runs, runs["member"], num_partitions, folder / "member", merged + 1
+            ),
+            PostSnapshot(self.spec, runs["post"], num_partitions, folder / "post"),
+        ]
 
     def fit_finalize(self, dask_stats: tuple[int, list[Any]]) -> None:
-        """Write the snapshot's header, last."""
+        """Write the snapshot's header, last, and remove the runs: only now no job can be made again."""
+        for runs in (*self.event_runs.values(), *self.state_runs.values()):
+            runs.remove()
         end_ms, (member, post) = dask_stats
         sides = {"member": member, "post": post}
         write_header(self.folder / "snapshot", end_ms + 1, self.spec.key_seed, self.spec.digest, sides)

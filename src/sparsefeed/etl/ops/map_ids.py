@@ -43,6 +43,7 @@ class BuildMap:
     key_seed: int
     folder: Path
     runs: Runs
+    num_runs: int
 
     def __call__(self) -> int:
         """Ids admitted."""
@@ -58,13 +59,12 @@ class BuildMap:
         )
         built.save(self.folder / "ids" / self.table.name)
         Inverse.build(built, counted.strings).save(self.folder / "inverse" / self.table.name)
-        self.runs.remove()
         return built.num_admitted
 
     def _admitted(self) -> StringCounts:
         """The ids that are frequent enough, of more than `max_ids` the most frequent."""
         kept: list[StringCounts] = []
-        for tables in self.runs.ranges(_ROWS_AT_ONCE):
+        for tables in self.runs.ranges(_ROWS_AT_ONCE, self.num_runs):
             some = [StringCounts.from_arrow(table) for table in tables]
             kept.append(some[0].merge(*some[1:]).at_least(self.table.min_count))
             if self.table.max_ids is not None and sum(map(len, kept)) > 2 * self.table.max_ids:
@@ -117,13 +117,16 @@ class MapIds(Statistic):
         """Sum the nulls of several partitions."""
         return {name: (sum(p[name][0] for p in parts), sum(p[name][1] for p in parts)) for name in parts[0]}
 
-    def jobs(self, merged: Nulls) -> list[Job]:
+    def jobs(self, merged: Nulls, num_partitions: int) -> list[Job]:
         """A map per table, once the nulls are few enough."""
         self._check_nulls(merged)
-        return [BuildMap(t, self.spec.key_seed, self.folder, self.runs[t.name]) for t in self.spec.tables]
+        seed, folder = self.spec.key_seed, self.folder
+        return [BuildMap(t, seed, folder, self.runs[t.name], num_partitions) for t in self.spec.tables]
 
     def fit_finalize(self, dask_stats: tuple[Nulls, list[int]]) -> None:
-        """Open the maps."""
+        """Open the maps, and remove the runs: only now no job can be made again."""
+        for runs in self.runs.values():
+            runs.remove()
         self.maps = {table.name: IdMap.load(self.folder / "ids" / table.name) for table in self.spec.tables}
 
     def _check_nulls(self, nulls: Nulls) -> None:

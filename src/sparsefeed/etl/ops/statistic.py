@@ -23,7 +23,6 @@ __all__ = ["Job", "Statistic", "fit"]
 
 Job = Callable[[], Any]
 Source = TypeVar("Source")
-_FAN_IN = 8
 
 
 class Statistic(StatOperator):
@@ -45,18 +44,20 @@ class Statistic(StatOperator):
         """Join what several partitions gave, in any order."""
         raise NotImplementedError
 
-    def jobs(self, merged: Any) -> list[Job]:
-        """What to do on the workers once all is collected; the results go to `fit_finalize`."""
+    def jobs(self, merged: Any, num_partitions: int) -> list[Job]:
+        """What to do on the workers once all is collected; the results go to `fit_finalize`.
+
+        A job may be made again, even after it ended, when the worker that has its result dies: it must leave what it
+        reads, and write the same again.
+        """
         return []
 
     def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
         """Fit as NVTabular's own Workflow.fit asks it to: alone, and where a task reads ahead of the others."""
-        parts = [delayed(_collect)([self], part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
-        while len(parts) > 1:
-            parts = [delayed(_merge)([self], parts[i : i + _FAN_IN], pure=False) for i in range(0, len(parts), _FAN_IN)]
+        tasks = [delayed(_collect)([self], part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
         client = global_dask_client()
-        (merged,) = client.gather(client.compute(parts)) if client else dask.compute(*parts, scheduler="synchronous")
-        return delayed(_finished([self], merged)[0], pure=False)
+        parts = client.gather(client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
+        return delayed(_finished([self], parts)[0], pure=False)
 
     # fit_finalize(self, dask_stats: tuple[merged, results of jobs]): what NVTabular calls with what `fit` gave.
 
@@ -72,17 +73,15 @@ def fit(operators: Sequence[Statistic], read: Callable[[Source], Any], sources: 
         sources: one per partition.
     """
     parts = compute([partial(_read_and_collect, operators, read, s, number) for number, s in enumerate(sources)])
-    while len(parts) > 1:
-        groups = [parts[i : i + _FAN_IN] for i in range(0, len(parts), _FAN_IN)]
-        parts = [_merge(operators, group) for group in groups]
-    for operator, statistics in zip(operators, _finished(operators, parts[0]), strict=True):
+    for operator, statistics in zip(operators, _finished(operators, parts), strict=True):
         operator.fit_finalize(statistics)
         operator.fitted = True
 
 
-def _finished(operators: Sequence[Statistic], merged: list[Any]) -> list[tuple[Any, list[Any]]]:
-    """What is left to do once all is collected."""
-    jobs = [operator.jobs(part) for operator, part in zip(operators, merged, strict=True)]
+def _finished(operators: Sequence[Statistic], parts: Sequence[list[Any]]) -> list[tuple[Any, list[Any]]]:
+    """Merge what partitions gave, which is small, and do what is left to do."""
+    merged = [operator.merge(column) for operator, column in zip(operators, zip(*parts, strict=True), strict=True)]
+    jobs = [operator.jobs(part, len(parts)) for operator, part in zip(operators, merged, strict=True)]
     results = iter(compute([job for some in jobs for job in some]))
     return [(part, [next(results) for _ in some]) for part, some in zip(merged, jobs, strict=True)]
 
@@ -95,7 +94,3 @@ def _read_and_collect(
 
 def _collect(operators: Sequence[Statistic], part: Any, number: int) -> list[Any]:
     return [operator.collect(part, number) for operator in operators]
-
-
-def _merge(operators: Sequence[Statistic], parts: Sequence[list[Any]]) -> list[Any]:
-    return [operator.merge(column) for operator, column in zip(operators, zip(*parts, strict=True), strict=True)]

@@ -131,6 +131,11 @@ def read(root: Path, spec: FeedSpec, days: int | None = None, rows: int = 1 << 2
     return pd.concat(parts, ignore_index=True)
 
 
+def training_rows(folder: Path) -> pd.DataFrame:
+    """All rows of a folder of training parquet, file by file."""
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]).to_pandas()
+
+
 def change(path: Path, **columns: Any) -> None:
     """Rewrite a parquet file with some columns replaced (None: dropped)."""
     table = pq.read_table(path)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sparsefeed.errors import ToolError
 from sparsefeed.etl.config import ClusterConfig
 
-__all__ = ["compute", "open_cluster", "use_gpu"]
+__all__ = ["compute", "gathered", "open_cluster", "use_gpu"]
 
 Result = TypeVar("Result")
 _CONNECT_S = 10
@@ -28,13 +28,17 @@ def compute(calls: Sequence[Callable[[], Result]]) -> list[Result]:
     client = global_dask_client()
     if client is None:
         return [call() for call in calls]
+    return gathered(client, [client.submit(call, pure=False) for call in calls])
+
+
+def gathered(client: Any, futures: Sequence[Any]) -> list[Any]:
+    """Results of futures; of an error, once nothing of them runs: tasks write where the caller is about to clear."""
     from distributed import wait
 
-    futures = [client.submit(call, pure=False) for call in calls]
     try:
-        return list(client.gather(futures))
+        return list(client.gather(list(futures)))
     except Exception:
-        wait(futures)  # what still runs writes into folders that the caller is about to clear
+        wait(futures)
         raise
 
 

@@ -21,6 +21,7 @@ from merlin.core.utils import global_dask_client
 from merlin.schema import Schema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
+from sparsefeed.etl.cluster import gathered
 from sparsefeed.etl.impressions import label
 from sparsefeed.etl.spec import FeedSpec
 
@@ -87,7 +88,7 @@ def write_training_data(
     write = WriteFile(folder, columns, row_group_rows, ids, shuffle_seed)
     tasks = [delayed(write)(part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
     client = global_dask_client()
-    files = client.gather(client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
+    files = gathered(client, client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
     index = {name: i for i, name in enumerate(columns)}
     kinds = {
         "cats": [f.name for f in spec.lookups],

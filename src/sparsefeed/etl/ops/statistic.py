@@ -17,7 +17,7 @@ from merlin.core.utils import global_dask_client
 from merlin.dag import ColumnSelector
 from nvtabular.ops import StatOperator
 
-from sparsefeed.etl.cluster import compute
+from sparsefeed.etl.cluster import compute, gathered
 
 __all__ = ["Job", "Statistic", "fit"]
 
@@ -56,7 +56,7 @@ class Statistic(StatOperator):
         """Fit as NVTabular's own Workflow.fit asks it to: alone, and where a task reads ahead of the others."""
         tasks = [delayed(_collect)([self], part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
         client = global_dask_client()
-        parts = client.gather(client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
+        parts = gathered(client, client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
         return delayed(_finished([self], parts)[0], pure=False)
 
     # fit_finalize(self, dask_stats: tuple[merged, results of jobs]): what NVTabular calls with what `fit` gave.

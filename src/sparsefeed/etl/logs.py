@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from sparsefeed.errors import BadFileError, DataError, did_you_mean
 from sparsefeed.etl.spec import Actions, FeedSpec, IdFeature, IdListFeature
 
-__all__ = ["Kinds", "LogFile", "LogFolder", "Partition", "Piece", "action_columns", "impression_columns"]
+__all__ = ["Kinds", "LogFile", "LogFolder", "Partition", "Piece", "action_columns", "days_of", "impression_columns"]
 
 _FOOTERS_AT_ONCE = 8
 
@@ -85,24 +85,45 @@ class LogFolder:
     text_impressions: bool = False  # impression ids are strings, not integers
 
     @classmethod
-    def open(cls, root: Path, spec: FeedSpec, skipped: frozenset[Path] = frozenset()) -> LogFolder:
-        """Find the files and check every footer: names, types, readability. Nothing is read or written.
+    def open(
+        cls,
+        root: Path,
+        spec: FeedSpec,
+        skipped: frozenset[Path] = frozenset(),
+        since: date | None = None,
+        until: date | None = None,
+    ) -> LogFolder:
+        """Find the files of some days and check their footers: names, types, readability. Nothing is read or written.
 
         Args:
             root: the folder.
             spec: the declaration.
             skipped: files that are left out.
+            since: the first day of impressions; None: the first there is.
+            until: the last; None: the last there is. Actions are those that may belong to these impressions.
 
         Raises:
             BadFileError: a file is not readable as parquet.
-            DataError: a file or the folder breaks the contract.
+            DataError: a file or the folder breaks the contract, or no impression is left.
         """
-        impressions = [file for file in _files(root / "impressions") if file[0] not in skipped]
-        actions = [file for file in _files(root / "actions") if file[0] not in skipped] if spec.logs.actions else []
-        if not impressions:
+        found = [file for file in _files(root / "impressions") if file[0] not in skipped]
+        if not found:
             raise DataError(
                 f"{root / 'impressions'}: no day=YYYY-MM-DD/*.parquet; point --logs at a folder with impressions/ in it"
             )
+        first, last = since or date.min, until or date.max
+        impressions = [(path, day) for path, day in found if first <= day <= last]
+        if not impressions:
+            raise DataError(
+                f"{root}: no impressions from {since or 'the first day'} to {until or 'the last'}; there are days "
+                f"{min(day for _, day in found)} to {max(day for _, day in found)}; mend etl.since and etl.until"
+            )
+        actions = []
+        if spec.logs.actions:
+            within = timedelta(days=spec.logs.actions.attribution_days)
+            # Not by adding to `last`, which may be the last day there can be.
+            of_actions = [file for file in _files(root / "actions") if file[0] not in skipped]
+            actions = [(path, day) for path, day in of_actions if day >= first and day - within <= last]
         checked = [*_checked(impressions, impression_columns(spec), spec.logs.impression)]
         types = [dtype for _, dtype in checked]
         checked_actions: list[tuple[LogFile, pa.DataType]] = []
@@ -125,23 +146,6 @@ class LogFolder:
         """Days with impressions, ascending."""
         return tuple(sorted({file.day for file in self.impressions}))
 
-    def within(self, since: date | None, until: date | None, attribution_days: int) -> LogFolder:
-        """The same folder, days from `since` to `until` alone, and the actions that belong to them.
-
-        Raises:
-            DataError: no impression is left.
-        """
-        first, last = since or date.min, until or date.max
-        kept = tuple(file for file in self.impressions if first <= file.day <= last)
-        if not kept:
-            raise DataError(
-                f"{self.root}: no impressions from {since or 'the first day'} to {until or 'the last'}; there are days "
-                f"{self.days[0]} to {self.days[-1]}; mend etl.since and etl.until"
-            )
-        # Not by adding to `last`, which may be the last day there can be.
-        actions = tuple(f for f in self.actions if f.day >= first and f.day - timedelta(days=attribution_days) <= last)
-        return replace(self, impressions=kept, actions=actions)
-
     def of_days(self, days: Sequence[date]) -> tuple[LogFile, ...]:
         """Impression files of these days, by day and name."""
         return tuple(file for file in self.impressions if file.day in set(days))
@@ -153,6 +157,11 @@ class LogFolder:
     def action_partitions(self, rows: int) -> tuple[Partition, ...]:
         """The actions, likewise."""
         return _partitions(self.actions, rows)
+
+
+def days_of(root: Path) -> list[date]:
+    """Days of a folder of logs that have impressions, ascending."""
+    return sorted({day for _, day in _files(root / "impressions")})
 
 
 def _files(folder: Path) -> list[tuple[Path, date]]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sparsefeed.errors import ToolError
 from sparsefeed.etl.config import ClusterConfig
 
-__all__ = ["compute", "gathered", "open_cluster", "use_gpu"]
+__all__ = ["compute", "gathered", "num_slots", "open_cluster", "use_gpu"]
 
 Result = TypeVar("Result")
 _CONNECT_S = 10
@@ -40,6 +40,14 @@ def gathered(client: Any, futures: Sequence[Any]) -> list[Any]:
     except Exception:
         wait(futures)
         raise
+
+
+def num_slots() -> int:
+    """How many calls run side by side on Merlin's cluster; 1 in this process."""
+    from merlin.core.utils import global_dask_client
+
+    client = global_dask_client()
+    return max(1, sum(client.nthreads().values())) if client else 1
 
 
 def use_gpu(config: ClusterConfig) -> bool:

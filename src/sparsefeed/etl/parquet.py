@@ -17,7 +17,7 @@ from sparsefeed.etl.logs import Piece
 __all__ = ["event_keys", "milliseconds", "no_nulls", "read_piece"]
 
 Value = TypeVar("Value")
-_PLAIN_BYTES = 4  # a string that is written plainly takes its length, four bytes, and its text
+_PLAIN_BYTES = 6  # a string that is written plainly takes its length, four bytes, and its text, two at least mostly
 
 
 def read_piece(piece: Piece, columns: Sequence[str], texts: Sequence[str]) -> pa.Table:

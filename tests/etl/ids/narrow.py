@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from sparsefeed.etl.ids import hash_strings, id_map, string_counts
+from sparsefeed.etl.ids import hash_strings, id_map
+from sparsefeed.etl.ids.distinct import DistinctStrings, Texts
 from sparsefeed.etl.ids.probe import NULL_ROW, Probe
-from sparsefeed.etl.ids.string_counts import StringCounts
 
 __all__ = ["narrow_hash", "use_narrow_keys"]
 
@@ -27,13 +28,18 @@ def _of_strings(probe: Probe, strings: object, rows: np.ndarray) -> None:
 
 def use_narrow_keys(patch: pytest.MonkeyPatch) -> None:
     """Truncate the hash wherever a map, or who counts for it, hashes."""
-    count = string_counts._count
+    add = DistinctStrings.add
 
-    def narrow_count(array: object, seed: int) -> StringCounts:
-        counted = count(array, seed)
-        order = np.argsort(counted.keys & np.uint64(7), kind="stable")
-        return replace(counted.take(order), keys=counted.keys[order] & np.uint64(7))
+    def narrow_add(self: DistinctStrings, texts: Texts, *rest: Any, **named: Any) -> int:
+        if "keys" not in named:
+            data, offsets = texts
+            large = pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(data)
+            keys, _ = narrow_hash(
+                pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, [None, *large]), 0
+            )
+            named["keys"] = keys
+        return add(self, texts, *rest, **named)
 
-    patch.setattr(string_counts, "_count", narrow_count)
+    patch.setattr(DistinctStrings, "add", narrow_add)
     patch.setattr(id_map, "hash_strings", narrow_hash)
     patch.setattr(Probe, "of_strings", _of_strings)

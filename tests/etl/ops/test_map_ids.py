@@ -186,8 +186,25 @@ def test_nulls_and_empty_strings_are_counted_and_never_admitted(tmp_path: Path, 
 
 @pytest.mark.parametrize("layout", [PLAIN, CATEGORICAL])
 def test_a_partition_of_nulls_alone_counts_as_nulls(tmp_path: Path, layout: Layout) -> None:
-    nulls = MapIds(spec(), tmp_path).collect(frame_of([None, None], layout), 0)
+    nulls, num_runs = MapIds(spec(), tmp_path).collect(frame_of([None, None], layout), 0)
     assert nulls == {"post_id": (2, 2), "parent_ids": (0, 0), "member_id": (0, 2)}
+    assert num_runs == {"post": 0, "member": 1}
+
+
+def test_many_distinct_ids_are_written_as_runs_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_ids, "_MOST_COUNTED", 50)
+    operator = MapIds(spec(min_count=4), tmp_path)
+    collector = operator.collector()
+    for number in range(5):
+        collector.add(frame_of([f"p{number * 10 + i}" for i in range(20)]), number)  # ten are the next one's too
+    _, num_runs = collector.result()
+    assert num_runs == {"post": 3, "member": 1}
+    assert sorted(path.name for path in operator.runs["post"].folder.iterdir()) == [
+        f"00000{number}.arrow" for number in (1, 3, 4)
+    ]
+    merged = operator.merge([collector.result()])
+    operator.fit_finalize((merged, [job() for job in operator.jobs(merged, 5)]))
+    assert operator.maps["post"].num_admitted == 40
 
 
 def test_an_id_that_is_no_text_is_named_with_its_column(tmp_path: Path) -> None:

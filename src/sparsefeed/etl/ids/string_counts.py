@@ -1,7 +1,8 @@
 """How often each string was seen: counted column by column, merged in any order, equal keys told apart.
 
-    counts = StringCounts.of(column, seed)
-    counts = counts.merge(StringCounts.of(another, seed))
+    counter = StringCounter(seed)
+    counter.add(column)
+    counts = counter.counts().merge(StringCounts.of(another, seed))
     frequent = counts.at_least(5)
 
 What one worker counts is a table by ascending key, so tables of many workers merge range by range (`runs`).
@@ -18,10 +19,57 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.ids.distinct import distinct, order_of, sum_equal
+from sparsefeed.etl.ids.distinct import EACH_ONE, DistinctStrings, Texts
 from sparsefeed.etl.ids.keys import Strings, arrow_strings, hash_strings
 
-__all__ = ["StringCounts"]
+__all__ = ["StringCounter", "StringCounts"]
+
+
+class StringCounter:
+    """Counts the strings of columns, one after the other, in memory for the distinct ones alone.
+
+    Args:
+        seed: the spec's `key_seed`.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._distinct = DistinctStrings(seed)
+
+    def __len__(self) -> int:
+        return len(self._distinct)
+
+    def add(self, column: Strings) -> int:
+        """Count the strings of a column; returns how many were neither null nor empty.
+
+        Args:
+            column: what `hash_strings` takes.
+
+        Raises:
+            IdError: values of another type.
+        """
+        array = arrow_strings(column)
+        return sum(self._add(chunk) for chunk in (array.chunks if isinstance(array, pa.ChunkedArray) else [array]))
+
+    def counts(self) -> StringCounts:
+        """What was counted so far; IdError where bytes are not UTF-8."""
+        return StringCounts.of_distinct(self._distinct)
+
+    def _add(self, array: pa.Array) -> int:
+        if len(array) == 0 or pa.types.is_null(array.type):
+            return 0
+        if pa.types.is_dictionary(array.type):
+            codes = array.indices.drop_null() if array.null_count else array.indices
+            weights = np.bincount(codes.to_numpy(zero_copy_only=False), minlength=len(array.dictionary))
+            return self._add_plain(array.dictionary, weights.astype(np.int64, copy=False)) if len(weights) else 0
+        return self._add_plain(array, EACH_ONE)
+
+    def _add_plain(self, array: pa.Array, weights: NDArray[np.int64]) -> int:
+        hash_strings(array[:1], self.seed)  # refuses what is no string
+        if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
+            array = array.cast(pa.large_binary())
+        null = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else np.empty(0, np.bool_)
+        return self._distinct.add(_buffers(array), null, weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +99,29 @@ class StringCounts:
         Raises:
             IdError: values of another type, or bytes that are not UTF-8.
         """
-        array = arrow_strings(column)
-        chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-        return cls._merged([_count(chunk, seed) for chunk in chunks])
+        counter = StringCounter(seed)
+        counter.add(column)
+        return counter.counts()
+
+    @classmethod
+    def of_distinct(cls, distinct: DistinctStrings) -> StringCounts:
+        """Take what a table has counted; IdError where bytes are not UTF-8."""
+        keys, counts, data, offsets = distinct.by_key()
+        strings = pa.LargeStringArray.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(data))
+        try:
+            strings.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise IdError(f"ids: an id is no text ({error}); allowed: UTF-8; mend the logs") from error
+        return cls(keys, counts, strings)
 
     def merge(self, *others: StringCounts) -> StringCounts:
         """Sum the counts of all parts; neither order nor grouping of merges matters."""
-        return self._merged([self, *others])
+        if not others:
+            return self
+        distinct = DistinctStrings(0)  # no string is hashed
+        for part in (self, *others):
+            distinct.add(_buffers(part.strings), weights=part.counts, keys=part.keys)
+        return self.of_distinct(distinct)
 
     @classmethod
     def concatenate(cls, parts: Sequence[StringCounts]) -> StringCounts:
@@ -68,14 +132,6 @@ class StringCounts:
             pa.concat_arrays([pa.array([], pa.large_string()), *(part.strings for part in parts)]),
         )
 
-    @classmethod
-    def _merged(cls, parts: list[StringCounts]) -> StringCounts:
-        if len(parts) == 1:
-            return parts[0]
-        whole = cls.concatenate(parts)
-        chosen, sums = sum_equal(whole.keys, order_of(whole.keys), *_buffers(whole.strings), whole.counts)
-        return cls(whole.keys[chosen], sums, whole.strings.take(pa.array(chosen)))
-
     def at_least(self, min_count: int) -> StringCounts:
         """Leave out what was counted less often."""
         kept = self.counts >= min_count
@@ -83,10 +139,9 @@ class StringCounts:
 
     def without(self, others: StringCounts) -> StringCounts:
         """Leave out the strings that others have."""
-        whole = self.concatenate([self, others])
-        theirs = np.r_[np.zeros(len(self), np.int64), np.ones(len(others), np.int64)]
-        chosen, found = sum_equal(whole.keys, order_of(whole.keys), *_buffers(whole.strings), theirs)
-        return self.take(chosen[found == 0])
+        distinct = DistinctStrings(0)
+        distinct.add(_buffers(others.strings), keys=others.keys)
+        return self.take(np.flatnonzero(~distinct.has(_buffers(self.strings), self.keys)))
 
     def take(self, indices: NDArray[np.int64]) -> StringCounts:
         """Keep those at the given places, ascending."""
@@ -107,31 +162,10 @@ class StringCounts:
         return cls(table["key"].to_numpy(), table["count"].to_numpy(), chunk)
 
 
-def _count(array: pa.Array, seed: int) -> StringCounts:
-    if pa.types.is_dictionary(array.type):
-        strings, valid_codes = array.dictionary, array.indices.drop_null() if array.null_count else array.indices
-        keys, valid = hash_strings(strings, seed)
-        counts = np.bincount(valid_codes.to_numpy(zero_copy_only=False), minlength=len(keys)).astype(np.int64)
-        seen = np.flatnonzero(valid & (counts > 0))
-        order = seen[order_of(keys[seen])]
-        taken, keys, counts = _text(strings.take(pa.array(order))), keys[order], counts[order]
-        if (keys[1:] == keys[:-1]).any():  # a dictionary may hold a string twice
-            chosen, counts = sum_equal(keys, np.arange(len(keys)), *_buffers(taken), counts)
-            keys, taken = keys[chosen], taken.take(pa.array(chosen))
-        return StringCounts(keys, counts, taken)
-    if len(array) == 0 or pa.types.is_null(array.type):
-        return StringCounts._merged([])
-    hash_strings(array[:1], seed)  # refuses what is no string
-    if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
-        array = array.cast(pa.large_binary())
-    null = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else np.empty(0, np.bool_)
-    keys, first, counts = distinct(*_buffers(array), null, seed)
-    order = order_of(keys)
-    return StringCounts(keys[order], counts[order], _text(array.take(pa.array(first[order]))))
-
-
-def _buffers(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def _buffers(array: pa.Array) -> Texts:
     """Bytes and offsets of strings."""
+    if len(array) == 0:
+        return np.empty(0, np.uint8), np.zeros(1, np.int64)
     wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
     _, offset_buffer, data_buffer = array.buffers()
     offset_type: Any = np.int64 if wide else np.int32
@@ -140,12 +174,3 @@ def _buffers(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     if offsets[0] < 0 or offsets[-1] > len(data):  # kernels check no bounds
         raise IdError(f"ids: offsets {offsets[0]} to {offsets[-1]} lie outside {len(data)} bytes; write the file again")
     return data, offsets
-
-
-def _text(strings: pa.Array) -> pa.LargeStringArray:
-    try:
-        large = strings.cast(pa.large_string())
-        large.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise IdError(f"ids: an id is no text ({error}); allowed: UTF-8; mend the logs") from error
-    return large

@@ -1,6 +1,6 @@
-"""Two machine operations numba has no word for: an unaligned 8-byte load and a cache prefetch.
+"""Machine operations numba has no word for: unaligned 8-byte loads and stores, and a cache prefetch.
 
-Both take (array, index), check no bounds and keep nothing: the caller proves that the bytes are there
+They take (array, index), check no bounds and keep nothing: the caller proves that the bytes are there
 (a prefetch may point anywhere). They exist inside compiled functions only.
 """
 
@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["load_uint64", "prefetch"]
+__all__ = ["load_uint64", "prefetch", "store_uint64"]
 
 _Codegen = Callable[[Any, Any, Any, Any], Any]
 
@@ -33,6 +33,18 @@ def load_uint64(typing_context: Any, array: Any, index: Any) -> tuple[Any, _Code
         return builder.load(pointer, align=1)
 
     return types.uint64(array, index), codegen
+
+
+@intrinsic
+def store_uint64(typing_context: Any, array: Any, index: Any, word: Any) -> tuple[Any, _Codegen]:
+    """Store a uint64 as the eight bytes of a uint8 array from `index` on, little endian."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.bitcast(_address(context, builder, signature, args), cgutils.intp_t.as_pointer())
+        builder.store(args[2], pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, index, types.uint64), codegen
 
 
 @intrinsic

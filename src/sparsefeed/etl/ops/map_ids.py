@@ -1,6 +1,6 @@
 """MapIds: string id columns -> rows of their tables, collision-free (docs/contracts/ids.md).
 
-One operator fits the maps of all tables. Each partition leaves the distinct strings of its ids and their counts as
+One operator fits the maps of all tables. Each task leaves the distinct strings of its ids and their counts as
 a run by key; a job per table then merges the runs range by range and drops what is too rare, so no worker holds the
 strings of the many ids that are seen once. A fitted map lies on disk and workers open it by mmap.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,8 @@ from sparsefeed.etl import frame
 from sparsefeed.etl.ids.admission import admit
 from sparsefeed.etl.ids.id_map import IdMap
 from sparsefeed.etl.ids.inverse import Inverse
-from sparsefeed.etl.ids.string_counts import StringCounts
-from sparsefeed.etl.ops.statistic import Job, Statistic
+from sparsefeed.etl.ids.string_counts import StringCounter, StringCounts
+from sparsefeed.etl.ops.statistic import Collector, Job, Statistic
 from sparsefeed.etl.runs import Runs
 from sparsefeed.etl.segments import Segments, rows_of
 from sparsefeed.etl.spec import FeedSpec, IdFeature, IdListFeature, Table
@@ -35,6 +36,8 @@ from sparsefeed.etl.spec import FeedSpec, IdFeature, IdListFeature, Table
 __all__ = ["MapIds", "rare_counts", "rows_schema"]
 
 Nulls = dict[str, tuple[int, int]]  # column -> (nulls or empties, values)
+Counted = tuple[Nulls, dict[str, int]]  # and table -> runs
+_MOST_COUNTED = 1_000_000  # distinct strings of a table that are counted before they are written as a run
 _ROWS_AT_ONCE = 2_000_000  # distinct strings of partitions that a job merges at a time
 
 
@@ -158,33 +161,29 @@ class MapIds(Statistic):
         """The raw columns the operator reads."""
         return [feature.name for feature in self.features]
 
-    def collect(self, part: DataFrameType, number: int) -> Nulls:
-        """Leave the counts of a partition's ids as runs; give the nulls of each column."""
-        nulls: Nulls = {}
-        for table, runs in self.runs.items():
-            counted = []
-            for name in (feature.name for feature in self.features if feature.table == table):
-                _, values = frame.strings(part[name])
-                try:
-                    counted.append(StringCounts.of(values, self.spec.key_seed))
-                except IdError as error:
-                    raise DataError(f'column "{name}": {error}') from error
-                nulls[name] = (len(values) - int(counted[-1].counts.sum()), len(values))
-            runs.write(number, counted[0].merge(*counted[1:]).to_arrow())
-        return nulls
+    def collect(self, part: DataFrameType, number: int) -> Counted:
+        """Leave the counts of a partition's ids as runs; give the nulls of each column, and the runs of each table."""
+        collector = self.collector()
+        collector.add(part, number)
+        return collector.result()
 
-    def merge(self, parts: Sequence[Nulls]) -> Nulls:
-        """Sum the nulls of several partitions."""
-        return {name: (sum(p[name][0] for p in parts), sum(p[name][1] for p in parts)) for name in parts[0]}
+    def collector(self) -> CountIds:
+        """Count over all partitions of a task, so that it leaves one run."""
+        return CountIds(self)
 
-    def jobs(self, merged: Nulls, num_partitions: int) -> list[Job]:
+    def merge(self, parts: Sequence[Counted]) -> Counted:
+        """Sum what several partitions gave."""
+        nulls = {n: (sum(p[0][n][0] for p in parts), sum(p[0][n][1] for p in parts)) for n in parts[0][0]}
+        return nulls, {name: sum(part[1][name] for part in parts) for name in parts[0][1]}
+
+    def jobs(self, merged: Counted, num_partitions: int) -> list[Job]:
         """A map per table, once the nulls are few enough."""
-        self._check_nulls(merged)
-        seed, folder = self.spec.key_seed, self.folder
-        tables, previous = self.spec.tables, self.previous
-        return [BuildMap(t, seed, folder, self.runs[t.name], num_partitions, previous) for t in tables]
+        nulls, num_runs = merged
+        self._check_nulls(nulls)
+        seed, folder, previous = self.spec.key_seed, self.folder, self.previous
+        return [BuildMap(t, seed, folder, self.runs[t.name], num_runs[t.name], previous) for t in self.spec.tables]
 
-    def fit_finalize(self, dask_stats: tuple[Nulls, list[int]]) -> None:
+    def fit_finalize(self, dask_stats: tuple[Counted, list[int]]) -> None:
         """Open the maps, and remove the runs: only now no job can be made again."""
         for runs in self.runs.values():
             runs.remove()
@@ -232,6 +231,58 @@ class MapIds(Statistic):
     def clear(self) -> None:
         """Forget the fitted maps (their files stay)."""
         self.maps = {}
+
+
+class CountIds(Collector):
+    """Counts the ids of a task's partitions; a run of each table at the end, and whenever there are many."""
+
+    def __init__(self, operator: MapIds) -> None:
+        super().__init__(operator)
+        self._runs = operator.runs
+        self._columns = {table: [f.name for f in operator.features if f.table == table] for table in operator.runs}
+        self._seed = operator.spec.key_seed
+        self._counters = {name: StringCounter(self._seed) for name in operator.columns}
+        self._nulls = dict.fromkeys(operator.columns, (0, 0))
+        self._num_runs = dict.fromkeys(operator.runs, 0)
+        self._number = 0
+
+    def add(self, part: DataFrameType, number: int) -> None:
+        """Count the ids of partition `number`; DataError names the column of what is no id."""
+        self._number = number
+        for table, columns in self._columns.items():
+            for name in columns:
+                _, values = frame.strings(part[name])
+                with _named(name):
+                    counted = self._counters[name].add(values)
+                nulls, total = self._nulls[name]
+                self._nulls[name] = nulls + len(values) - counted, total + len(values)
+            if sum(len(self._counters[name]) for name in columns) > _MOST_COUNTED:
+                self._write(table)
+
+    def result(self) -> Counted:
+        """Nulls of each column, and how many runs each table has got."""
+        for table, columns in self._columns.items():
+            if any(len(self._counters[name]) for name in columns):
+                self._write(table)
+        return self._nulls, self._num_runs
+
+    def _write(self, table: str) -> None:
+        """Write a run; a task that is made again writes the same ones."""
+        counts = []
+        for name in self._columns[table]:
+            with _named(name):
+                counts.append(self._counters[name].counts())
+            self._counters[name] = StringCounter(self._seed)
+        self._runs[table].write(self._number, counts[0].merge(*counts[1:]).to_arrow())
+        self._num_runs[table] += 1
+
+
+@contextmanager
+def _named(column: str) -> Iterator[None]:
+    try:
+        yield
+    except IdError as error:
+        raise DataError(f'column "{column}": {error}') from error
 
 
 def rows_schema(name: str, is_list: bool, capacity_rows: int | None) -> ColumnSchema:

@@ -1,8 +1,8 @@
 """Statistic: a StatOperator that is fitted beside others by one reading of the logs.
 
-NVTabular fits each operator by a pass of its own. Here a fit is three steps: `collect` reduces one partition, `merge`
-joins what partitions gave, and `jobs` are what is left to do on the workers once all is collected (building a map
-from the runs that `collect` wrote). `fit` takes any number of operators through them together.
+NVTabular fits each operator by a pass of its own. Here a fit is three steps: a `Collector` reduces the partitions of a
+task, `merge` joins what tasks gave, and `jobs` are what is left to do on the workers once all is collected (building a
+map from the runs that were written). `fit` takes any number of operators through them together.
 """
 
 from __future__ import annotations
@@ -17,12 +17,29 @@ from merlin.core.utils import global_dask_client
 from merlin.dag import ColumnSelector
 from nvtabular.ops import StatOperator
 
-from sparsefeed.etl.cluster import compute, gathered
+from sparsefeed.etl.cluster import compute, gathered, num_slots
 
-__all__ = ["Job", "Statistic", "fit"]
+__all__ = ["Collector", "Job", "Statistic", "fit"]
 
 Job = Callable[[], Any]
 Source = TypeVar("Source")
+_MOST_PER_TASK = 8  # partitions that one task reduces: more are fewer runs, and more to do again when a worker dies
+
+
+class Collector:
+    """Reduces the partitions of one task, one after the other; here each by itself."""
+
+    def __init__(self, operator: Statistic) -> None:
+        self._operator = operator
+        self._parts: list[Any] = []
+
+    def add(self, part: Any, number: int) -> None:
+        """Take in partition `number`."""
+        self._parts.append(self._operator.collect(part, number))
+
+    def result(self) -> Any:
+        """What `merge` takes."""
+        return self._operator.merge(self._parts)
 
 
 class Statistic(StatOperator):
@@ -40,8 +57,12 @@ class Statistic(StatOperator):
         """Reduce partition `number`; it may be run again after a worker died."""
         raise NotImplementedError
 
+    def collector(self) -> Collector:
+        """Make what reduces the partitions of a task."""
+        return Collector(self)
+
     def merge(self, parts: Sequence[Any]) -> Any:
-        """Join what several partitions gave, in any order."""
+        """Join what several partitions or tasks gave, in any order."""
         raise NotImplementedError
 
     def jobs(self, merged: Any, num_partitions: int) -> list[Job]:
@@ -54,10 +75,11 @@ class Statistic(StatOperator):
 
     def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
         """Fit as NVTabular's own Workflow.fit asks it to: alone, and where a task reads ahead of the others."""
-        tasks = [delayed(_collect)([self], part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
+        collect = delayed(lambda part, number: [self.collect(part, number)])
+        tasks = [collect(part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
         client = global_dask_client()
         parts = gathered(client, client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
-        return delayed(_finished([self], parts)[0], pure=False)
+        return delayed(_finished([self], parts, len(parts))[0], pure=False)
 
     # fit_finalize(self, dask_stats: tuple[merged, results of jobs]): what NVTabular calls with what `fit` gave.
 
@@ -65,32 +87,41 @@ class Statistic(StatOperator):
 def fit(operators: Sequence[Statistic], read: Callable[[Source], Any], sources: Sequence[Source]) -> None:
     """Fit operators of raw columns by reading every source once.
 
-    A task reads one source and reduces it before another is read, so a worker holds one partition at a time.
+    A task takes some sources and reduces each before it reads another, so a worker holds one partition at a time.
 
     Args:
         operators: to be fitted together.
         read: of a source makes a frame with the columns of all operators.
         sources: one per partition.
     """
-    parts = compute([partial(_read_and_collect, operators, read, s, number) for number, s in enumerate(sources)])
-    for operator, statistics in zip(operators, _finished(operators, parts), strict=True):
+    slots = num_slots()
+    num_tasks = slots * -(-len(sources) // (slots * _MOST_PER_TASK))
+    numbered = list(enumerate(sources))
+    size = -(-len(sources) // num_tasks)
+    batches = [numbered[start : start + size] for start in range(0, len(sources), size)]
+    parts = compute([partial(_read_and_collect, operators, read, batch) for batch in batches])
+    for operator, statistics in zip(operators, _finished(operators, parts, len(sources)), strict=True):
         operator.fit_finalize(statistics)
         operator.fitted = True
 
 
-def _finished(operators: Sequence[Statistic], parts: Sequence[list[Any]]) -> list[tuple[Any, list[Any]]]:
-    """Merge what partitions gave, which is small, and do what is left to do."""
+def _finished(
+    operators: Sequence[Statistic], parts: Sequence[list[Any]], num_partitions: int
+) -> list[tuple[Any, list[Any]]]:
+    """Merge what tasks gave, which is small, and do what is left to do."""
     merged = [operator.merge(column) for operator, column in zip(operators, zip(*parts, strict=True), strict=True)]
-    jobs = [operator.jobs(part, len(parts)) for operator, part in zip(operators, merged, strict=True)]
+    jobs = [operator.jobs(part, num_partitions) for operator, part in zip(operators, merged, strict=True)]
     results = iter(compute([job for some in jobs for job in some]))
     return [(part, [next(results) for _ in some]) for part, some in zip(merged, jobs, strict=True)]
 
 
 def _read_and_collect(
-    operators: Sequence[Statistic], read: Callable[[Source], Any], source: Source, number: int
+    operators: Sequence[Statistic], read: Callable[[Source], Any], sources: Sequence[tuple[int, Source]]
 ) -> list[Any]:
-    return _collect(operators, read(source), number)
-
-
-def _collect(operators: Sequence[Statistic], part: Any, number: int) -> list[Any]:
-    return [operator.collect(part, number) for operator in operators]
+    collectors = [operator.collector() for operator in operators]
+    for number, source in sources:
+        part = read(source)
+        for collector in collectors:
+            collector.add(part, number)
+        del part  # before the next is read
+    return [collector.result() for collector in collectors]

@@ -52,7 +52,7 @@ def simulate_logs(recipe: Recipe, workspace: Workspace, progress: Progress = sil
 
 
 def prepare(
-    recipe: Recipe, workspace: Workspace, logs: Path | None = None, progress: Progress = silent
+    recipe: Recipe, workspace: Workspace, logs: Path | str | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Run the ETL over the workspace's logs, or others; the content of etl.json."""
     from sparsefeed.etl.pipeline import run
@@ -60,7 +60,7 @@ def prepare(
     return run(recipe.feed, logs or workspace.logs, workspace.etl, recipe.etl, progress)
 
 
-def explain_etl(recipe: Recipe, workspace: Workspace, logs: Path | None = None) -> Any:
+def explain_etl(recipe: Recipe, workspace: Workspace, logs: Path | str | None = None) -> Any:
     """What `prepare` would do, as a list of etl.explain.Stage; nothing is written."""
     from sparsefeed.etl.explain import explain
 

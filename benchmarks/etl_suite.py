@@ -79,7 +79,8 @@ def of_the_demo(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[
 
 def _stray_bytes(folder: Path) -> int:
     """Bytes below an ETL's folder, and in folders beside it that it made, that are no part of the contract."""
-    kept = {"train", "eval", "spec.json", "ids", "inverse", "transform", "snapshot", "ips.parquet", "etl.json"}
+    kept = {"train", "eval", "spec.json", "ids", "inverse", "transform", "snapshot", "state", "ips.parquet"}
+    kept.add("etl.json")
     strays = [path for path in folder.iterdir() if path.name not in kept]
     strays += folder.parent.glob(f".{folder.name}*")
     return sum(path.stat().st_size for stray in strays for path in [stray, *stray.rglob("*")] if path.is_file())

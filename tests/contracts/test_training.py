@@ -180,7 +180,7 @@ def test_8_unclipped_weights_sum_to_n_and_restore_the_random_rate(train: pd.Data
 
 def test_9_the_folder_holds_the_contracts_files_and_nothing_else(etl_folder: Path) -> None:
     assert {p.name for p in etl_folder.iterdir()} == {
-        "train", "eval", "spec.json", "ids", "inverse", "transform", "snapshot", "ips.parquet", "etl.json",
+        "train", "eval", "spec.json", "ids", "inverse", "transform", "snapshot", "state", "ips.parquet", "etl.json",
     }  # fmt: skip
     listed = (etl_folder / "train" / "_file_list.txt").read_text().split()
     assert int(listed[0]) == len(listed) - 1 == 2
@@ -188,3 +188,8 @@ def test_9_the_folder_holds_the_contracts_files_and_nothing_else(etl_folder: Pat
     assert [c["col_name"] for c in metadata["labels"]] == ["y_click", "y_like"]
     assert sum(f["num_rows"] for f in metadata["file_stats"]) == len(table(etl_folder / "train"))
     assert [c["index"] for c in metadata["cats"]] == [COLUMNS.index(c["col_name"]) for c in metadata["cats"]]
+
+
+def test_10_what_the_next_day_goes_on_from(etl_folder: Path) -> None:
+    names = {f"counts-{table.name}" for table in SPEC.tables} | {"events-post_id-click", "events-creator_id-like"}
+    assert {path.name for path in (etl_folder / "state").iterdir()} == names

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from sparsefeed.errors import DataError
-from sparsefeed.etl.runs import KEY, Runs
+from sparsefeed.etl.columns import KEY
+from sparsefeed.etl.runs import Runs
 
 
 def run_of(keys: np.ndarray, number: int) -> pa.Table:

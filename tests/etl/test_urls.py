@@ -9,6 +9,7 @@ import socketserver
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from sparsefeed.errors import BadFileError, DataError, ToolError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.etl.days import AddedDays
 from sparsefeed.etl.explain import explain
 from sparsefeed.etl.logs import LogFolder, Piece
 from sparsefeed.etl.parquet import read_pieces
@@ -91,6 +93,14 @@ def test_workers_read_from_a_store_what_they_read_from_a_folder(store: Store, tm
     assert run(SPEC, url, tmp_path / "other", CLUSTER) == summary  # nothing to do
     assert len(store.requests()) == 4  # a footer of each file
     assert real_requests(SPEC, url, 10, 3) == real_requests(SPEC, root, 10, 3)
+
+
+def test_a_day_is_added_from_a_store_as_from_a_folder(store: Store, tmp_path: Path) -> None:
+    logs.write(store.folder / "logs", days=3, sessions=40)
+    for root, out in ((store.folder / "logs", tmp_path / "one"), (f"{store.url}/logs", tmp_path / "other")):
+        run(SPEC, root, out / "etl", CONFIG.model_copy(update={"until": date(2026, 11, 3)}))
+        AddedDays(out / "etl", out / "days").add(SPEC, root, date(2026, 11, 3), CONFIG)
+    assert_same_result(tmp_path / "one" / "days" / "2026-11-03", tmp_path / "other" / "days" / "2026-11-03")
 
 
 def test_the_command_line_takes_a_url(store: Store, tmp_path: Path) -> None:

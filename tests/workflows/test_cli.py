@@ -43,6 +43,10 @@ def test_doctor_says_what_is_there_and_why_not_the_rest() -> None:
     ("words", "message"),
     [
         (["etl", "--recipe", "tinny"], 'SpecError: recipe "tinny" is not there; did you mean "tiny"?'),
+        (
+            ["etl", "--day", "2026-11-09"],
+            "DataError: artifacts/etl: there is no finished ETL; run `sparsefeed etl` first",
+        ),
         (["etl"], "DataError: artifacts/logs/impressions: no day=YYYY-MM-DD/*.parquet"),
         (["train"], "artifacts/etl: there is no finished ETL; run `sparsefeed etl` first"),
         (["eval"], "there is no finished ETL"),

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from sparsefeed.etl.array_file import ArrayFile
 from sparsefeed.etl.cluster import compute
+from sparsefeed.etl.columns import KEY
 from sparsefeed.etl.logs import Partition
 from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_pieces
-from sparsefeed.etl.runs import KEY, Runs
+from sparsefeed.etl.runs import Runs
 from sparsefeed.etl.spec import Actions
 
 __all__ = ["ActionIndex"]

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from sparsefeed.etl.array_file import ArrayFile
 from sparsefeed.etl.cluster import compute
+from sparsefeed.etl.columns import KEY
 from sparsefeed.etl.ids.sorted_keys import places
 from sparsefeed.etl.logs import Partition
-from sparsefeed.etl.runs import KEY, Runs
+from sparsefeed.etl.runs import Runs
 
 __all__ = ["EngagedSessions"]
 

@@ -1,27 +1,31 @@
 """EventFiles: responses of members to items on the disk, sorted by member and time, mapped by whoever asks.
 
 Events of all partitions come as runs by member; each range of members is sorted by itself and appended, so sorting
-needs memory for a range alone, and no worker is ever sent the events.
+needs memory for a range alone, and no worker is ever sent the events. What later days can still see of them is kept
+as segments, so that a day is added without reading those before it.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from sparsefeed.etl.array_file import ArrayFile
+from sparsefeed.etl.columns import KEY, open_columns, ranges, write_columns
 from sparsefeed.etl.kernels.history import Events
-from sparsefeed.etl.runs import KEY, Runs
+from sparsefeed.etl.runs import Runs
+from sparsefeed.etl.segments import Segments
 
-__all__ = ["EventFiles"]
+__all__ = ["EventFiles", "KeptEvents"]
 
 _ROWS_AT_ONCE = 4_000_000
-_COLUMNS = {"member": np.uint64, "time_ms": np.int64, "item": np.uint64}
+_SCHEMA = pa.schema({KEY: pa.uint64(), "time_ms": pa.int64(), "item": pa.uint64()})  # the key is the member's
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class EventFiles:
     """Events of one kind; pickles as its folder.
 
     Attributes:
-        folder: of `member.npy`, `time_ms.npy` and `item.npy`.
+        folder: of the columns.
     """
 
     folder: Path
@@ -37,28 +41,74 @@ class EventFiles:
     @staticmethod
     def run(events: Events) -> pa.Table:
         """Events of a partition as a run, by member."""
-        ordered = Events.sort(events.member, events.time_ms, events.item)
-        return pa.table({KEY: ordered.member, "time_ms": ordered.time_ms, "item": ordered.item})
+        return _table(Events.sort(events.member, events.time_ms, events.item))
 
     def build(self, runs: Runs, num_runs: int) -> int:
         """Merge the runs, so many; returns the number of events."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            files = {
-                name: stack.enter_context(ArrayFile(self.folder / f"{name}.npy", dtype))
-                for name, dtype in _COLUMNS.items()
-            }
-            for tables in runs.ranges(_ROWS_AT_ONCE, num_runs):
-                whole = pa.concat_tables(tables)
-                events = Events.sort(*(whole[name].to_numpy() for name in (KEY, "time_ms", "item")))
-                for name, file in files.items():
-                    file.append(getattr(events, name))
-        return files["member"].num_rows
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a worker that died
+        return write_columns(self.folder, _SCHEMA, (_sorted(tables) for tables in runs.ranges(_ROWS_AT_ONCE, num_runs)))
 
     @cached_property
     def events(self) -> Events:
         """The events, memory-mapped."""
-        return Events(*(np.load(self.folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _COLUMNS))
+        return Events(*(column.to_numpy() for column in open_columns(self.folder, _SCHEMA).columns))
 
     def __getstate__(self) -> dict[str, Path]:
         return {"folder": self.folder}
+
+
+@dataclass(frozen=True)
+class KeptEvents:
+    """The events of one kind that a later row can still see, as of the end of a day.
+
+    Attributes:
+        segments: of a member the newest that has it holds all.
+    """
+
+    segments: Segments
+
+    @classmethod
+    def at(cls, folder: Path) -> KeptEvents:
+        """Those kept in a folder."""
+        return cls(Segments(folder, _SCHEMA))
+
+    def of(self, members: NDArray[np.uint64]) -> pa.Table:
+        """The events of members [n], ascending and unique, as a run."""
+        return _sorted([self.segments.newest(members)])
+
+    def grow(self, previous: KeptEvents | None, files: EventFiles, most: int, since_ms: int) -> None:
+        """Keep what was kept before and the events of `files`, which are all that the members in it have.
+
+        Args:
+            previous: as of the day before.
+            files: events, `previous`'s of the same members among them.
+            most: events of a member, the last.
+            since_ms: older events are left out.
+        """
+        events = open_columns(files.folder, _SCHEMA)
+        parts = (_last(part, most, since_ms) for (part,) in ranges([events], _ROWS_AT_ONCE))
+        self.segments.grow(previous.segments if previous else None, parts, _newer_of_each)
+
+
+def _table(events: Events) -> pa.Table:
+    return pa.table([events.member, events.time_ms, events.item], _SCHEMA)
+
+
+def _sorted(tables: Sequence[pa.Table]) -> pa.Table:
+    whole = pa.concat_tables(tables)
+    return _table(Events.sort(*(whole[name].to_numpy() for name in _SCHEMA.names)))
+
+
+def _last(events: pa.Table, most: int, since_ms: int) -> pa.Table:
+    """The last events of every member that are not too old."""
+    member = events[KEY].to_numpy()
+    ends = np.flatnonzero(np.append(member[1:] != member[:-1], True)[: len(member)]) + 1
+    to_end = np.repeat(ends, np.diff(ends, prepend=0)) - np.arange(len(member))
+    return events.filter(pa.array((to_end <= most) & (events["time_ms"].to_numpy() >= since_ms)))
+
+
+def _newer_of_each(newer: pa.Table, older: pa.Table) -> pa.Table:
+    rest = ~np.isin(older[KEY].to_numpy(), newer[KEY].to_numpy())
+    whole = pa.concat_tables([newer, older.filter(pa.array(rest))])
+    order = np.argsort(whole[KEY].to_numpy(), kind="stable")  # of two sorted parts: they are merged
+    return whole.take(pa.array(order)).combine_chunks()

@@ -10,7 +10,7 @@ from typing import Any
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions, columns_of
 from sparsefeed.etl.logs import LogFile, LogFolder, action_columns
-from sparsefeed.etl.pipeline import logs_of, rows_of_partitions
+from sparsefeed.etl.pipeline import held_out_days, rows_of_partitions
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.stored_file import side_by_side
 
@@ -51,10 +51,10 @@ def explain(spec: FeedSpec, root: Path | str, config: EtlConfig) -> list[Stage]:
     Raises:
         DataError: as the run itself would before it begins.
     """
-    logs = logs_of(LogFolder.open(root, spec), spec, config)
+    logs = LogFolder.open(root, spec, since=config.since, until=config.until)
     limit = rows_of_partitions(logs, config)
     partitions = logs.partitions(limit)
-    eval_days = set(logs.days[-config.eval_days :])
+    eval_days = set(held_out_days(logs, config))
     train = [file for file in logs.impressions if file.day not in eval_days]
     held_out = [file for file in logs.impressions if file.day in eval_days]
     rows = _rows(logs.impressions)

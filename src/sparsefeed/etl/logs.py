@@ -6,7 +6,7 @@ Nothing but footers is read here (docs/contracts/logs.md says what must be in th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from sparsefeed.errors import DataError, did_you_mean
 from sparsefeed.etl.spec import Actions, FeedSpec, IdFeature, IdListFeature
 from sparsefeed.etl.stored_file import StoredFile, find_files, root_of, side_by_side
 
-__all__ = ["Kinds", "LogFile", "LogFolder", "Partition", "Piece", "action_columns", "impression_columns"]
+__all__ = ["Kinds", "LogFile", "LogFolder", "Partition", "Piece", "action_columns", "days_of", "impression_columns"]
 
 
 @dataclass(frozen=True)
@@ -92,27 +92,48 @@ class LogFolder:
     text_impressions: bool = False  # impression ids are strings, not integers
 
     @classmethod
-    def open(cls, where: Path | str, spec: FeedSpec, skipped: frozenset[str] = frozenset()) -> LogFolder:
-        """Find the files and check every footer: names, types, readability. Nothing is read or written.
+    def open(
+        cls,
+        where: Path | str,
+        spec: FeedSpec,
+        skipped: frozenset[str] = frozenset(),
+        since: date | None = None,
+        until: date | None = None,
+    ) -> LogFolder:
+        """Find the files of some days and check their footers: names, types, readability. Nothing is read or written.
 
         Args:
             where: the folder: a path, or a URL of any fsspec driver.
             spec: the declaration.
             skipped: paths or URLs of files that are left out.
+            since: the first day of impressions; None: the first there is.
+            until: the last; None: the last there is. Actions are those that may belong to these impressions.
 
         Raises:
             BadFileError: a file is not readable as parquet.
-            DataError: a file or the folder breaks the contract, or a store refuses it or does not answer.
+            DataError: a file or the folder breaks the contract, no impression is left, or a store refuses or is silent.
             ToolError: the package that reads such URLs is not installed.
         """
         root = root_of(where)
-        impressions = _files(f"{root}/impressions", skipped)
-        actions = _files(f"{root}/actions", skipped) if spec.logs.actions else []
-        if not impressions:
+        found = _files(f"{root}/impressions", skipped)
+        if not found:
             raise DataError(
                 f"{root}/impressions: no day=YYYY-MM-DD/*.parquet, or no such place; point --logs at a folder with "
                 "impressions/ in it"
             )
+        first, last = since or date.min, until or date.max
+        impressions = [(path, day) for path, day in found if first <= day <= last]
+        if not impressions:
+            raise DataError(
+                f"{root}: no impressions from {since or 'the first day'} to {until or 'the last'}; there are days "
+                f"{min(day for _, day in found)} to {max(day for _, day in found)}; mend etl.since and etl.until"
+            )
+        actions = []
+        if spec.logs.actions:
+            within = timedelta(days=spec.logs.actions.attribution_days)
+            # Not by adding to `last`, which may be the last day there can be.
+            of_actions = _files(f"{root}/actions", skipped)
+            actions = [(path, day) for path, day in of_actions if day >= first and day - within <= last]
         checked = [*_checked(impressions, impression_columns(spec), spec.logs.impression)]
         types = [dtype for _, dtype in checked]
         checked_actions: list[tuple[LogFile, pa.DataType]] = []
@@ -135,23 +156,6 @@ class LogFolder:
         """Days with impressions, ascending."""
         return tuple(sorted({file.day for file in self.impressions}))
 
-    def within(self, since: date | None, until: date | None, attribution_days: int) -> LogFolder:
-        """The same folder, days from `since` to `until` alone, and the actions that belong to them.
-
-        Raises:
-            DataError: no impression is left.
-        """
-        first, last = since or date.min, until or date.max
-        kept = tuple(file for file in self.impressions if first <= file.day <= last)
-        if not kept:
-            raise DataError(
-                f"{self.root}: no impressions from {since or 'the first day'} to {until or 'the last'}; there are days "
-                f"{self.days[0]} to {self.days[-1]}; mend etl.since and etl.until"
-            )
-        # Not by adding to `last`, which may be the last day there can be.
-        actions = tuple(f for f in self.actions if f.day >= first and f.day - timedelta(days=attribution_days) <= last)
-        return replace(self, impressions=kept, actions=actions)
-
     def of_days(self, days: Sequence[date]) -> tuple[LogFile, ...]:
         """Impression files of these days, by day and name."""
         return tuple(file for file in self.impressions if file.day in set(days))
@@ -165,7 +169,12 @@ class LogFolder:
         return _partitions(self.actions, rows)
 
 
-def _files(folder: str, skipped: frozenset[str]) -> list[tuple[StoredFile, date]]:
+def days_of(where: Path | str) -> list[date]:
+    """Days of a folder of logs that have impressions, ascending."""
+    return sorted({day for _, day in _files(f"{root_of(where)}/impressions")})
+
+
+def _files(folder: str, skipped: frozenset[str] = frozenset()) -> list[tuple[StoredFile, date]]:
     files = []
     for file in find_files(folder, "day=*/*.parquet"):
         of_day = file.url.rsplit("/", 1)[0]

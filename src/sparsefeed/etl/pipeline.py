@@ -2,7 +2,7 @@
 
 One pass fits everything on the training days, a second writes. The result appears under its name only
 when it is whole, and `etl.json`, written last, says what it was made from, so that a repeated call with
-the same logs and spec has nothing to do.
+the same logs and spec has nothing to do. A day is added to a result by the same two passes over that day alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +32,51 @@ from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
 from sparsefeed.lock import only_writer
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["logs_of", "rows_of_partitions", "run"]
+__all__ = ["finished", "held_out_days", "rows_of_partitions", "run"]
 
 _FULL_BYTES = 1 << 20
 
 
-def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder) -> str:
-    """Digest of everything the result depends on: the spec, the split and the identity of every log file."""
+def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: str | None) -> str:
+    """Digest of all that the result depends on: the spec, the split, every log file's identity, what came before."""
     files = [
         (f.path.removeprefix(f"{logs.root}/"), f.stored.size, f.stored.mark) for f in (*logs.impressions, *logs.actions)
     ]
     written = config.model_dump(mode="json", exclude={"cluster"})
-    text = json.dumps([spec.dump(), written, files])
+    text = json.dumps([spec.dump(), written, files, *([previous] if previous else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run(
-    spec: FeedSpec, logs_root: Path | str, out: Path, config: EtlConfig | None = None, progress: Progress = silent
+    spec: FeedSpec,
+    logs_root: Path | str,
+    out: Path,
+    config: EtlConfig | None = None,
+    progress: Progress = silent,
+    previous: Path | None = None,
 ) -> dict[str, Any]:
     """Logs -> `out` (docs/contracts/training.md); returns the content of etl.json.
 
     A result made from the same spec and logs is left as it is. Whatever fails, `out` is the old
     result or none.
+
+    Args:
+        spec: the declaration.
+        logs_root: folder of the logs.
+        out: folder of the result.
+        config: how to run.
+        progress: told of every step.
+        previous: result to which the days that `config` asks for are added, none held out; it is only read.
     """
     config = config or EtlConfig()
     progress(0, 4, "checking the logs")
-    summary = _finished(out)
+    summary, before = finished(out), None
+    if previous:
+        before = finished(previous)["fingerprint"]
+        config = config.model_copy(update={"eval_days": 0})
     skipped = Skipped.of(summary.get("skipped", []), config.on_bad_file == "skip")
     logs = skipped.open(logs_root, spec, config)
-    if summary.get("fingerprint") == _fingerprint(spec, config, logs):
+    if summary.get("fingerprint") == _fingerprint(spec, config, logs, before):
         progress(4, 4, "nothing to do: made from the same spec and logs")
         return summary
     partial = out.with_name(f".{out.name}.partial")
@@ -77,14 +94,15 @@ def run(
                         "to train on"
                     )
                 try:
-                    made = _make(spec, logs, partial, config, progress)
+                    made = _make(spec, logs, partial, config, progress, previous)
                     break
                 except BadFileError as error:  # found in the middle: what it gave so far must not stay
                     skipped.add(error)
                     logs = skipped.open(logs_root, spec, config)
                     _empty(partial)
-            fingerprint = _fingerprint(spec, config, logs)
-            summary = {"format": 1, "fingerprint": fingerprint, "logs": _absolute(logs.root), **made}
+            fingerprint = _fingerprint(spec, config, logs, before)
+            summary = {"format": 1, "fingerprint": fingerprint, "previous": before, "logs": _absolute(logs.root)}
+            summary |= made
             summary["skipped"] = skipped.files
             summary["warnings"] = [*skipped.warnings(), *summary["warnings"]]
             (partial / "etl.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
@@ -101,14 +119,14 @@ def run(
     return summary
 
 
-def logs_of(logs: LogFolder, spec: FeedSpec, config: EtlConfig) -> LogFolder:
-    """The days of a folder that the config asks for."""
-    return logs.within(config.since, config.until, spec.logs.actions.attribution_days if spec.logs.actions else 0)
+def held_out_days(logs: LogFolder, config: EtlConfig) -> tuple[date, ...]:
+    """The last days, which are for evaluation."""
+    return logs.days[len(logs.days) - config.eval_days :]
 
 
 def rows_of_partitions(logs: LogFolder, config: EtlConfig) -> int:
     """Rows of a partition at most, so that there are enough training files."""
-    eval_days = set(logs.days[-config.eval_days :])
+    eval_days = set(held_out_days(logs, config))
     num_rows = sum(file.num_rows for file in logs.impressions if file.day not in eval_days)
     return max(1, min(config.partition_rows, num_rows // config.min_files))
 
@@ -136,8 +154,8 @@ class Skipped:
         """Open a folder of logs without these files and without those whose footers cannot be read."""
         while True:
             try:
-                logs = LogFolder.open(root, spec, frozenset(file["file"] for file in self.files))
-                return logs_of(logs, spec, config)
+                skipped = frozenset(file["file"] for file in self.files)
+                return LogFolder.open(root, spec, skipped, config.since, config.until)
             except BadFileError as error:
                 self.add(error)
 
@@ -168,14 +186,16 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, progress: Progress) -> dict[str, Any]:
+def _make(
+    spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, progress: Progress, previous: Path | None
+) -> dict[str, Any]:
     """Fit and write into an empty folder; everything but etl.json, whose content is returned."""
-    days = logs.days
     started = time.perf_counter()
-    feed = FeedWorkflow(spec, partial)
+    feed = FeedWorkflow(spec, partial, previous)
     gpu = use_gpu(config.cluster)
     notes: list[str] = []
-    eval_days = set(days[-config.eval_days :])
+    eval_days = held_out_days(logs, config)
+    train_days = logs.days[: len(logs.days) - len(eval_days)]
     with open_cluster(config.cluster), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         progress(0, 4, "looking for repeated impressions, indexing the actions")
@@ -186,10 +206,10 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
             "train": [p for p in partitions if p.day not in eval_days],
             "eval": [p for p in partitions if p.day in eval_days],
         }
-        progress(1, 4, f"fitting ids, statistics, weights and histories on {len(days) - config.eval_days} days")
+        progress(1, 4, f"fitting ids, statistics, weights and histories on {len(train_days)} days")
         feed.fit(read, parts["train"], logs.text_impressions)
-        num_rows = {}
-        for step, name, what in ((2, "train", "training"), (3, "eval", "evaluation")):
+        num_rows = {"eval": 0}
+        for step, name, what in ((2, "train", "training"), (3, "eval", "evaluation"))[: 2 if eval_days else 1]:
             progress(step, 4, f"writing the {what} parquet")
             chosen = read.sampling(parts[name], partial / "scratch") if name == "train" else read
             dataset = dataset_of(spec, chosen, parts[name], logs.text_impressions)
@@ -212,8 +232,8 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
     maps = feed.map_ids.maps
     return {
         "spec_digest": spec.digest,
-        "train_days": [str(day) for day in days[: -config.eval_days]],
-        "eval_days": [str(day) for day in days[-config.eval_days :]],
+        "train_days": [str(day) for day in train_days],
+        "eval_days": [str(day) for day in eval_days],
         "num_train_rows": num_rows["train"],
         "num_eval_rows": num_rows["eval"],
         "num_ids": {name: id_map.num_admitted for name, id_map in maps.items()},
@@ -225,7 +245,7 @@ def _make(spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, pro
     }
 
 
-def _finished(out: Path) -> dict[str, Any]:
+def finished(out: Path) -> dict[str, Any]:
     """The etl.json of an earlier run, {} where there is none; DataError when `out` is something else."""
     if not out.exists():
         return {}

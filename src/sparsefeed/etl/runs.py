@@ -13,14 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from sparsefeed.errors import DataError
+from sparsefeed.etl.columns import ranges
 
-__all__ = ["KEY", "Runs"]
-
-KEY = "key"  # uint64, ascending: the column that every run has
+__all__ = ["Runs"]
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,7 @@ class Runs:
                 f"{self.folder}: {len(tables)} runs, {num_runs} were written; the workspace must be on a disk that all "
                 "workers reach"
             )
-        num_ranges = -(-sum(map(len, tables)) // rows)
-        bounds = [np.uint64((i << 64) // num_ranges) for i in range(1, num_ranges)]
-        cuts = [np.r_[0, np.searchsorted(table[KEY].to_numpy(), bounds), len(table)].astype(int) for table in tables]
-        for i in range(num_ranges):
-            parts = [t.slice(cut[i], cut[i + 1] - cut[i]) for t, cut in zip(tables, cuts, strict=True)]
+        for parts in ranges(tables, rows):
             if filled := [part for part in parts if len(part)]:
                 yield filled
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sparsefeed.etl.columns import KEY
 from sparsefeed.etl.kernels.history import latest
-from sparsefeed.etl.runs import KEY
 from sparsefeed.etl.snapshot import SnapshotSide
 
 __all__ = ["Keys", "LastKnown"]

@@ -92,17 +92,19 @@ class FeedWorkflow:
     Args:
         spec: the declaration.
         folder: where fitted artefacts go.
+        previous: result to which a day is added: its maps and tables grow, its statistics hold; None: all is fitted.
     """
 
     spec: FeedSpec
     folder: Path
+    previous: Path | None = None
 
     def __post_init__(self) -> None:
         spec = self.spec
-        self.map_ids = MapIds(spec, self.folder)
-        self.history = History(spec, self.map_ids, self.folder)
-        self.ips = Ips(spec, self.folder) if spec.weighted else None
-        self.standardise = Standardise(spec)
+        self.map_ids = MapIds(spec, self.folder, self.previous)
+        self.history = History(spec, self.map_ids, self.folder, self.previous)
+        self.ips = Ips(spec, self.folder, self.previous) if spec.weighted else None
+        self.standardise = Standardise(spec, _scales(self.previous) if self.previous else None)
         operators = [self.standardise if spec.dense else None, self.map_ids, self.history, self.ips]
         self.operators: list[Statistic] = [operator for operator in operators if operator is not None]
         graph = ColumnSelector([label(r.name) for r in spec.responses])
@@ -114,7 +116,8 @@ class FeedWorkflow:
         """Fit ids, statistics, weights, histories and the snapshot by one reading of the partitions."""
         # Not Workflow.fit: it reads for each operator, then infers types from the first partition, which fails
         # where all its histories are empty; every operator here states its types.
-        fit_workflow(self.workflow, self.operators, self.spec, read, partitions, text_impressions)
+        unfitted = [operator for operator in self.operators if not operator.fitted]
+        fit_workflow(self.workflow, unfitted, self.spec, read, partitions, text_impressions)
 
     def transform(self, dataset: Dataset) -> Dataset:
         """The training columns, in the contract's order, lazily."""
@@ -156,6 +159,15 @@ class FeedWorkflow:
             names=tuple(f.name for f in features),
             fill=tuple(f.fill for f in features),
             log=tuple(f.log for f in features),
-            mean=tuple(self.standardise.moments[f.name].mean for f in features),
-            std=tuple(self.standardise.moments[f.name].std for f in features),
+            mean=tuple(self.standardise.scales[f.name][0] for f in features),
+            std=tuple(self.standardise.scales[f.name][1] for f in features),
         )
+
+
+def _scales(result: Path) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of every dense feature of an earlier result."""
+    plan = ServingPlan.load(result / "transform" / "plan.json")
+    scales: dict[str, tuple[float, float]] = {}
+    for side in (plan.member_dense, plan.candidate_dense):
+        scales |= zip(side.names, zip(side.mean, side.std, strict=True), strict=True)
+    return scales

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,23 +99,31 @@ def etl(
     recipe: RecipeName = _TINY,
     workspace: Root = _ARTIFACTS,
     logs: LogsFolder = None,
+    day: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Add this day of the logs to the ETL that there is.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Tell what would be read and written, and stop.")] = False,
     on_bad_file: Annotated[
         OnBadFile | None, typer.Option(help="Stop at a file that cannot be read, or leave it out and record it.")
     ] = None,
 ) -> None:
     """Turn logs into training parquet: ids, weights, histories, dense features."""
-    from sparsefeed.workflows.stages import explain_etl, prepare
+    from sparsefeed.workflows.stages import add_day, explain_etl, prepare
 
     loaded, place = _load(recipe), Workspace(workspace)
     if on_bad_file is not None:
         etl_config = loaded.etl.model_copy(update={"on_bad_file": on_bad_file.value})
         loaded = loaded.model_copy(update={"etl": etl_config})
+    if explain and day:
+        raise typer.BadParameter("tells of a whole run; leave --day out", param_hint="--explain")
     if explain:
         show_stages(explain_etl(loaded, place, logs))
         return
     with stage("etl") as progress:
-        summary = prepare(loaded, place, logs, progress)
+        if day:
+            summary = add_day(loaded, place, day.date(), logs, progress)
+        else:
+            summary = prepare(loaded, place, logs, progress)
     for warning in summary["warnings"]:
         console.print(f"[yellow]warning[/yellow] {warning}")
     ids = ", ".join(f"{number:,} {name}" for name, number in summary["num_ids"].items())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from sparsefeed.workflows.workspace import Workspace
 
 __all__ = [
     "Weights",
+    "add_day",
     "evaluate_models",
     "explain_etl",
     "export_serving",
@@ -58,6 +60,16 @@ def prepare(
     from sparsefeed.etl.pipeline import run
 
     return run(recipe.feed, logs or workspace.logs, workspace.etl, recipe.etl, progress)
+
+
+def add_day(
+    recipe: Recipe, workspace: Workspace, day: date, logs: Path | str | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Add a day of logs to the workspace's ETL; the content of the day's etl.json."""
+    from sparsefeed.etl.days import AddedDays
+
+    days = AddedDays(workspace.etl, workspace.etl_days)
+    return days.add(recipe.feed, logs or workspace.logs, day, recipe.etl, progress)
 
 
 def explain_etl(recipe: Recipe, workspace: Workspace, logs: Path | str | None = None) -> Any:

@@ -24,6 +24,11 @@ class Workspace:
         """Training parquet and fitted artefacts."""
         return self.root / "etl"
 
+    @property
+    def etl_days(self) -> Path:
+        """Days added to the ETL, each like `etl`."""
+        return self.root / "etl-days"
+
     def training(self, weights: str) -> Path:
         """Checkpoints and learning curve of a training run, by its weights ("ips" or "none")."""
         return self.root / "training" / weights

@@ -149,7 +149,7 @@ def test_one_read_is_enough_no_partition_is_kept_and_nothing_is_left_beside_the_
     fit(operator, [frame_of(["a", "b"])] * 5, read)
     assert len(read_frames) == 5
     assert operator.maps["post"].num_admitted == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids", "inverse", "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids", "inverse", "runs", "state"]
     assert not list((tmp_path / "runs").rglob("*"))
 
 

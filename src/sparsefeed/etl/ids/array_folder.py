@@ -14,6 +14,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from sparsefeed.errors import IdError
 from sparsefeed.lock import only_writer
 
-__all__ = ["read_array_folder", "sha256_of_header", "write_array_folder"]
+__all__ = ["StoredArray", "read_array_folder", "sha256_of_header", "stored_arrays", "write_array_folder"]
 
 _CHECKED_BYTES = 1 << 20  # array files up to this size are always compared with their digest
 _ATTEMPTS = 5  # reads of a folder whose writer removes the old arrays at the same moment
@@ -32,8 +33,26 @@ _ONE_AT_A_TIME = threading.Lock()
 os.register_at_fork(after_in_child=_ONE_AT_A_TIME._at_fork_reinit)  # type: ignore[attr-defined]  # another thread held it
 
 
+@dataclass(frozen=True)
+class StoredArray:
+    """An array file that another version wrote: where it lies, its bytes, and their SHA-256."""
+
+    path: Path
+    num_bytes: int
+    sha256: str
+
+
+def stored_arrays(folder: Path, header: Mapping[str, Any]) -> dict[str, StoredArray]:
+    """The array files of a header that was read from a folder, by name."""
+    return {name: StoredArray(folder / e["file"], e["bytes"], e["sha256"]) for name, e in header["arrays"].items()}
+
+
 def write_array_folder(
-    folder: Path | str, header_name: str, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    folder: Path | str,
+    header_name: str,
+    header: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    stored: Mapping[str, StoredArray] | None = None,
 ) -> None:
     """Write arrays and header, fsynced; array files that the new header does not name are removed last.
 
@@ -42,6 +61,7 @@ def write_array_folder(
         header_name: file name of the header; its stem begins no array's name.
         header: JSON values; `arrays` (name -> file, bytes, sha256) and its own `sha256` are added to it.
         arrays: by name.
+        stored: those of them that lie in files already: these are linked, which costs nothing, where they can be.
 
     Raises:
         OSError: a file cannot be written, as on a full disk; what the folder held before is whole.
@@ -53,6 +73,9 @@ def write_array_folder(
             left.unlink()
         entries: dict[str, dict[str, Any]] = {}
         for name, array in arrays.items():
+            if stored and name in stored and (entry := _linked(stored[name], folder, name)):
+                entries[name] = entry
+                continue
             with _partial(folder) as partial:
                 with partial.open("wb") as stream:
                     digested = _Digested(stream)
@@ -71,6 +94,20 @@ def write_array_folder(
         for file in folder.glob(f"*-{'[0-9a-f]' * 16}.npy"):
             if file.name not in kept:
                 file.unlink()
+
+
+def _linked(stored: StoredArray, folder: Path, name: str) -> dict[str, Any] | None:
+    """Link a stored array into a folder; what the header says of it, None where it must be written."""
+    final = folder / f"{name}-{stored.sha256[:16]}.npy"
+    try:
+        if not (final.exists() and final.samefile(stored.path)):
+            final.unlink(missing_ok=True)
+            os.link(stored.path, final)
+        if final.stat().st_size != stored.num_bytes:
+            return None
+    except OSError:  # gone since, of another disk, or of one without links
+        return None
+    return {"file": final.name, "bytes": stored.num_bytes, "sha256": stored.sha256}
 
 
 def _named_by_headers(folder: Path) -> set[str]:

@@ -7,13 +7,14 @@ file of their own that lookups never read: exact questions (adding, folding, the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sparsefeed.etl.ids.array_folder import StoredArray
 from sparsefeed.etl.ids.keys import checked_keys
 from sparsefeed.etl.ids.mph import BLOCK, MinimalPerfectHash, positions_of_block
 from sparsefeed.etl.ids.slots import SPILL_BLOCK, Function
@@ -23,6 +24,7 @@ __all__ = ["Base"]
 
 _MIN_SLICE = 1 << 15  # keys per thread below which starting a thread costs more than it saves
 _MPH_SEED = 0
+_NAMES = ("pilots", "spill_bases", "spill", "keys", "fingerprints")
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Base:
         function: key -> position.
         fingerprints: uint8, uint16, uint32 or uint64 [n]: the low bits of the key at each position.
         keys: uint64 [n]: the key at each position; the fingerprints themselves at 64 bits.
+        stored: files that the arrays were read from, by name.
     """
 
     function: MinimalPerfectHash
     fingerprints: NDArray[np.unsignedinteger[Any]]
     keys: NDArray[np.uint64]
+    stored: Mapping[str, StoredArray] = field(default_factory=dict)
 
     @classmethod
     def build(cls, keys: NDArray[np.uint64], fingerprint_bits: int) -> Base:
@@ -90,7 +94,13 @@ class Base:
         return arrays if self.fingerprints.itemsize == 8 else {**arrays, "fingerprints": self.fingerprints}
 
     @classmethod
-    def load(cls, header: Mapping[str, int], arrays: Mapping[str, NDArray[Any]], fingerprint_bits: int) -> Base:
+    def load(
+        cls,
+        header: Mapping[str, int],
+        arrays: Mapping[str, NDArray[Any]],
+        fingerprint_bits: int,
+        stored: Mapping[str, StoredArray] | None = None,
+    ) -> Base:
         """Put saved numbers and arrays together; KeyError or ValueError where they do not fit each other."""
         keys = arrays["keys"]
         fingerprints = keys if fingerprint_bits == 64 else arrays["fingerprints"]
@@ -114,7 +124,7 @@ class Base:
         if not fits:
             raise ValueError("the base's arrays do not fit each other")
         function = MinimalPerfectHash(num_keys, header["seed"], num_parts, slots, pilots, spill_bases, spill)
-        return cls(function, fingerprints, keys)
+        return cls(function, fingerprints, keys, {n: f for n, f in (stored or {}).items() if n in _NAMES})
 
 
 @njit(nogil=True, cache=True)

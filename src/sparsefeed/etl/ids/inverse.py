@@ -41,7 +41,7 @@ class Inverse:
     data: NDArray[np.uint8]
 
     @classmethod
-    def build(cls, id_map: IdMap, strings: Strings) -> Inverse:
+    def build(cls, id_map: IdMap, strings: Strings, first_row: int | None = None) -> Inverse:
         """Note the string of every admitted row.
 
         Args:
@@ -49,6 +49,7 @@ class Inverse:
             strings: at least all admitted ones, repeated or not, in any order; others (rare, unseen, null) are left
                 out. Rows whose string is not among them decode to null. Of two strings that read one row, as a rare
                 one may whose key is that of an admitted one, the first given is noted: give admitted ones first.
+            first_row: rows below are not noted, as an earlier version's inverse has them; None: the map's first.
 
         Raises:
             IdError: strings of another type, or bytes that are not UTF-8.
@@ -65,15 +66,16 @@ class Inverse:
                 "inverse does not"
             ) from error
         strings = pa.concat_arrays(large) if large else pa.array([], pa.large_string())
+        first_row = id_map.first_row if first_row is None else first_row
         rows = id_map.own_rows(strings)
-        source = np.full(id_map.num_rows - id_map.first_row, -1, np.int64)
-        admitted = np.flatnonzero(rows >= 0)[::-1]  # of equal rows the last assignment stays
-        source[rows[admitted] - id_map.first_row] = admitted
+        source = np.full(id_map.num_rows - first_row, -1, np.int64)
+        admitted = np.flatnonzero(rows >= first_row)[::-1]  # of equal rows the last assignment stays
+        source[rows[admitted] - first_row] = admitted
         ordered = strings.take(pa.array(source, mask=source < 0)).fill_null("")
         offsets = np.frombuffer(ordered.buffers()[1], np.int64)[ordered.offset : ordered.offset + len(source) + 1]
         data_buffer = ordered.buffers()[2]
         data = np.frombuffer(data_buffer, np.uint8)[: offsets[-1]] if data_buffer is not None else np.empty(0, np.uint8)
-        return cls(id_map.table, id_map.first_row, offsets, data)
+        return cls(id_map.table, first_row, offsets, data)
 
     def decode(self, rows: NDArray[np.int64]) -> pa.LargeStringArray:
         """Strings of rows [n]: null for padding, null, the tail, and removed ids.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefeed.errors import IdError
-from sparsefeed.etl.ids.array_folder import read_array_folder, write_array_folder
+from sparsefeed.etl.ids.array_folder import read_array_folder, stored_arrays, write_array_folder
 from sparsefeed.etl.ids.base import Base
 from sparsefeed.etl.ids.exceptions import Exceptions
 from sparsefeed.etl.ids.overlay import Overlay
@@ -31,14 +31,15 @@ def write_map(
         "num_changes": len(overlay),
         "exceptions": exceptions.to_json(),
     }
-    write_array_folder(folder, _HEADER, header, {**base.arrays(), **overlay.arrays()})
+    write_array_folder(folder, _HEADER, header, {**base.arrays(), **overlay.arrays()}, base.stored)
 
 
 def read_map(folder: Path | str, mmap: bool, digest: str | None) -> dict[str, Any]:
     """Read the fields of an `IdMap`; arguments and errors are those of `IdMap.load`."""
     header, arrays = read_array_folder(folder, _HEADER, _FORMAT, mmap, digest)
     try:
-        base = Base.load(header["base"], arrays, header["fingerprint_bits"])
+        stored = stored_arrays(Path(folder), header)
+        base = Base.load(header["base"], arrays, header["fingerprint_bits"], stored)
         exceptions = Exceptions.from_json(header["exceptions"])
         least_rows = FIRST_TAIL_ROW + header["tail_rows"] + len(base.keys)
         last_listed = max((row for rows in exceptions.by_key.values() for row in rows.values()), default=0)

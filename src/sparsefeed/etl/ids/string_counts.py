@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,8 @@ class StringCounts:
         counts: int64 [n], each at least 1.
         strings: large_string [n].
     """
+
+    SCHEMA: ClassVar = pa.schema({"key": pa.uint64(), "count": pa.int64(), "string": pa.large_string()})
 
     keys: NDArray[np.uint64]
     counts: NDArray[np.int64]
@@ -79,6 +81,13 @@ class StringCounts:
         kept = self.counts >= min_count
         return self if kept.all() else self.take(np.flatnonzero(kept))
 
+    def without(self, others: StringCounts) -> StringCounts:
+        """Leave out the strings that others have."""
+        whole = self.concatenate([self, others])
+        theirs = np.r_[np.zeros(len(self), np.int64), np.ones(len(others), np.int64)]
+        chosen, found = sum_equal(whole.keys, order_of(whole.keys), *_buffers(whole.strings), theirs)
+        return self.take(chosen[found == 0])
+
     def take(self, indices: NDArray[np.int64]) -> StringCounts:
         """Keep those at the given places, ascending."""
         return StringCounts(self.keys[indices], self.counts[indices], self.strings.take(pa.array(indices)))
@@ -88,7 +97,7 @@ class StringCounts:
 
     def to_arrow(self) -> pa.Table:
         """Write as a table of `key`, `count` and `string`."""
-        return pa.table({"key": self.keys, "count": self.counts, "string": self.strings})
+        return pa.table([pa.array(self.keys), pa.array(self.counts), self.strings], self.SCHEMA)
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> StringCounts:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from sparsefeed.etl.kernels.threads import over_slices
 
-__all__ = ["Events", "as_of", "latest"]
+__all__ = ["MOST_EVENTS", "Events", "as_of", "latest"]
 
-_MOST_EVENTS = 512  # of a member that are counted for what is frequent
+MOST_EVENTS = 512  # of a member that are counted for what is frequent
 _MIN_SLICE = 1 << 14  # rows per thread below which starting a thread costs more than it saves
 
 
@@ -80,10 +80,10 @@ def _walk_back(event_item, end, offsets, out):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _most_frequent(event_item, end, length, max_length, items, lengths):  # type: ignore[no-untyped-def]
     """Per row, the distinct items of the events before `end`, the most frequent first, of equal ones the last met."""
-    distinct, counts = np.empty(_MOST_EVENTS, np.uint64), np.empty(_MOST_EVENTS, np.int64)
+    distinct, counts = np.empty(MOST_EVENTS, np.uint64), np.empty(MOST_EVENTS, np.int64)
     for i in range(len(end)):
         num = 0
-        for k in range(min(length[i], _MOST_EVENTS)):  # backwards, so that `distinct` is by recency
+        for k in range(min(length[i], MOST_EVENTS)):  # backwards, so that `distinct` is by recency
             item = event_item[end[i] - 1 - k]
             place = 0
             while place < num and distinct[place] != item:

@@ -2,11 +2,13 @@
 
 `fit` collects the responses (the events) and the last known features of members and posts; `transform`
 looks every row's member up as of the row's time (kernels.history). Events and state hold keys; rows are
-made at the very end, by the id maps of the items' tables.
+made at the very end, by the id maps of the items' tables. A day that is added goes on from the events that the day
+before kept of its members, and writes the state of its own members and posts alone.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +22,11 @@ from merlin.schema import ColumnSchema, Schema
 from numpy.typing import NDArray
 
 from sparsefeed.etl import frame
-from sparsefeed.etl.events import EventFiles
+from sparsefeed.etl.columns import KEY
+from sparsefeed.etl.events import EventFiles, KeptEvents
 from sparsefeed.etl.ids.keys import hash_strings
 from sparsefeed.etl.impressions import IMPRESSION, POSITION, RANDOM, TIME, event_time
-from sparsefeed.etl.kernels.history import Events, as_of
+from sparsefeed.etl.kernels.history import MOST_EVENTS, Events, as_of
 from sparsefeed.etl.ops.map_ids import MapIds, rows_schema
 from sparsefeed.etl.ops.statistic import Job, Statistic
 from sparsefeed.etl.runs import Runs
@@ -33,6 +36,7 @@ from sparsefeed.etl.state import Keys, LastKnown
 
 __all__ = ["CONTEXT", "History"]
 
+Ends = tuple[int, int]  # ms: of the last impression, of the last impression or response
 Kind = tuple[str, str]  # the feature that items are of, and the response
 _DAY_MS = 86_400_000
 _ROWS_AT_ONCE = 500_000  # members or posts of partitions that a job merges at a time
@@ -73,7 +77,20 @@ def _side(
 
 @dataclass(frozen=True)
 class MemberSnapshot:
-    """Sort the events, then write the members' side of the snapshot with the histories they have by then."""
+    """Sort the events, then write the members' side of the snapshot with the histories they have by then.
+
+    Attributes:
+        spec: the declaration.
+        events: by kind, to be made.
+        event_runs: by kind, of the partitions.
+        runs: of the partitions' members.
+        num_runs: of each, one a partition.
+        folder: of the side.
+        shown_ms: time of the last impression.
+        end_ms: of the last response or impression, just before the snapshot.
+        previous: events as kept the day before, by kind; None: this is no day that is added.
+        kept: events to be kept for the next day, by kind.
+    """
 
     spec: FeedSpec
     events: Mapping[Kind, EventFiles]
@@ -81,24 +98,48 @@ class MemberSnapshot:
     runs: Runs
     num_runs: int
     folder: Path
-    as_of_ms: int
+    shown_ms: int
+    end_ms: int
+    previous: Mapping[Kind, KeptEvents] | None
+    kept: Mapping[Kind, KeptEvents]
 
     def __call__(self) -> dict[str, Any]:
         """Count and features of the side, for the snapshot's header."""
         shutil.rmtree(self.folder, ignore_errors=True)  # of a worker that died
+        num_runs = self.num_runs + self._carry_over()
         for kind, files in self.events.items():
-            files.build(self.event_runs[kind], self.num_runs)
+            files.build(self.event_runs[kind], num_runs)
+            earlier = self.previous[kind] if self.previous else None
+            self.kept[kind].grow(earlier, files, *self._seen_later(kind))
         ids, lists = _names(self.spec, "member", self.spec.logs.member)
         lists += [history.name for history in self.spec.histories]
         num_dense = len(self.spec.of_kind("dense", side="member"))
         with SideWriter(self.folder, num_dense, ids, lists) as writer:
             for tables in self.runs.ranges(_ROWS_AT_ONCE, self.num_runs):
                 state = LastKnown.merge([LastKnown.from_arrow(table) for table in tables])
-                now = np.full(len(state.key), self.as_of_ms, np.int64)
+                now = np.full(len(state.key), self.end_ms + 1, np.int64)
                 writer.append(
                     state.snapshot({h.name: _of(h, self.events, state.key, now) for h in self.spec.histories})
                 )
         return {"count": writer.count, "ids": ids, "lists": lists}
+
+    def _carry_over(self) -> int:
+        """Write what the day before kept of this day's members as further runs; returns how many of each kind."""
+        number = 0
+        for tables in self.runs.ranges(_ROWS_AT_ONCE, self.num_runs) if self.previous else ():
+            members = np.unique(np.concatenate([table[KEY].to_numpy() for table in tables]))
+            for kind, kept in (self.previous or {}).items():
+                self.event_runs[kind].write(self.num_runs + number, kept.of(members))
+            number += 1
+        return number
+
+    def _seen_later(self, kind: Kind) -> tuple[int, int]:
+        """How many events of a member the histories of a kind look at, and since when, in ms."""
+        histories = [h for h in self.spec.histories if (h.of, h.response) == kind]
+        most = max(MOST_EVENTS if h.order == "frequent" else h.max_length for h in histories)
+        # A day more: clocks differ.
+        windows = [math.inf if h.window_days is None else (h.window_days + 1) * _DAY_MS for h in histories]
+        return most, max(0, int(self.shown_ms - max(windows))) if math.isfinite(max(windows)) else 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +174,10 @@ def _of(
     return as_of(of, member, time_ms, history.max_length, window_ms, history.order == "frequent")
 
 
+def _kept(kinds: Sequence[Kind], folder: Path) -> dict[Kind, KeptEvents]:
+    return {kind: KeptEvents.at(folder / "state" / f"events-{'-'.join(kind)}") for kind in kinds}
+
+
 def _names(spec: FeedSpec, side: Side, named: str | None) -> tuple[list[str], list[str]]:
     """Id and list features of a side, without the one that names it."""
     ids = [f.name for f in spec.of_kind("id", side=side) if f.name != named]
@@ -145,11 +190,12 @@ class History(Statistic):
     Args:
         spec: the declaration.
         map_ids: fitted beside this operator; turns item keys into rows.
-        folder: where the snapshot goes, `folder/snapshot`; sorted events lie in `folder/scratch` meanwhile, runs in
-            `folder/runs`.
+        folder: where the snapshot goes, `folder/snapshot`, and what the next day goes on from, `folder/state`; sorted
+            events lie in `folder/scratch` meanwhile, runs in `folder/runs`.
+        previous: result that this one adds a day to; None: none.
     """
 
-    def __init__(self, spec: FeedSpec, map_ids: MapIds, folder: Path) -> None:
+    def __init__(self, spec: FeedSpec, map_ids: MapIds, folder: Path, previous: Path | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.map_ids = map_ids
@@ -157,6 +203,7 @@ class History(Statistic):
         kinds: list[Kind] = sorted({(h.of, h.response) for h in spec.histories})
         self.events = {kind: EventFiles(folder / "scratch" / f"events-{'-'.join(kind)}") for kind in kinds}
         self.event_runs = {kind: Runs(folder / "runs" / f"events-{'-'.join(kind)}") for kind in kinds}
+        self.kept, self.previous = _kept(kinds, folder), _kept(kinds, previous) if previous else None
         self.state_runs = {side: Runs(folder / "runs" / f"state-{side}") for side in ("member", "post")}
 
     @property
@@ -165,8 +212,8 @@ class History(Statistic):
         features = [f.name for f in self.spec.of_kind("id", "ids", "dense")]
         return [*features, *(event_time(r.name) for r in self.spec.responses), TIME, *CONTEXT]
 
-    def collect(self, part: DataFrameType, number: int) -> int:
-        """Leave a partition's events and state as runs; give the moment of the last thing that happened, in ms."""
+    def collect(self, part: DataFrameType, number: int) -> Ends:
+        """Leave a partition's events and state as runs; give when the last of its impressions and responses was."""
         spec = self.spec
         member = (
             keys_of(part[spec.logs.member], spec.key_seed).values
@@ -174,7 +221,7 @@ class History(Statistic):
             else np.zeros(len(part), np.uint64)
         )
         time_ms = frame.numpy(part[TIME])
-        end_ms = int(time_ms.max(initial=0))
+        shown_ms = end_ms = int(time_ms.max(initial=0))
         for (of, response), runs in self.event_runs.items():
             moment = frame.numpy(part[event_time(response)])
             item = keys_of(part[of], spec.key_seed).values
@@ -186,27 +233,33 @@ class History(Statistic):
         for name, key, side, named in sides:
             state = _side(part, spec, number, key, side, named)  # type: ignore[arg-type]
             self.state_runs[name].write(number, state.to_arrow())
-        return end_ms
+        return shown_ms, end_ms
 
-    def merge(self, parts: Sequence[int]) -> int:
-        """The last moment of several partitions."""
-        return max(parts)
+    def merge(self, parts: Sequence[Ends]) -> Ends:
+        """The last moments of several partitions."""
+        return max(shown_ms for shown_ms, _ in parts), max(end_ms for _, end_ms in parts)
 
-    def jobs(self, merged: int, num_partitions: int) -> list[Job]:
+    def jobs(self, merged: Ends, num_partitions: int) -> list[Job]:
         """The two sides of the snapshot as of just after the last thing that happened."""
         folder, runs = self.folder / "snapshot", self.state_runs
-        return [
-            MemberSnapshot(
-                self.spec, self.events, self.event_runs, runs["member"], num_partitions, folder / "member", merged + 1
-            ),
-            PostSnapshot(self.spec, runs["post"], num_partitions, folder / "post"),
-        ]
+        member = MemberSnapshot(
+            self.spec,
+            self.events,
+            self.event_runs,
+            runs["member"],
+            num_partitions,
+            folder / "member",
+            *merged,
+            self.previous,
+            self.kept,
+        )
+        return [member, PostSnapshot(self.spec, runs["post"], num_partitions, folder / "post")]
 
-    def fit_finalize(self, dask_stats: tuple[int, list[Any]]) -> None:
+    def fit_finalize(self, dask_stats: tuple[Ends, list[Any]]) -> None:
         """Write the snapshot's header, last, and remove the runs: only now no job can be made again."""
         for runs in (*self.event_runs.values(), *self.state_runs.values()):
             runs.remove()
-        end_ms, (member, post) = dask_stats
+        (_, end_ms), (member, post) = dask_stats
         sides = {"member": member, "post": post}
         write_header(self.folder / "snapshot", end_ms + 1, self.spec.key_seed, self.spec.digest, sides)
 

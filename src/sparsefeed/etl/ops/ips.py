@@ -89,16 +89,18 @@ class Ips(Statistic):
     Args:
         spec: the declaration; `spec.weighted` must be true.
         folder: where the fitted table goes: `folder/ips.parquet`.
+        previous: result that this one adds a day to, whose counts count too; None: none.
 
     Attributes:
         tables: by response, once fitted; without `spec.ips` of no surface, so that no row is covered.
     """
 
-    def __init__(self, spec: FeedSpec, folder: Path) -> None:
+    def __init__(self, spec: FeedSpec, folder: Path, previous: Path | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.config = spec.ips if isinstance(spec.ips, IpsSpec) else IpsSpec()
         self.folder = folder
+        self.previous = previous
         self.responses = [response.name for response in spec.responses]
         self.edges = np.asarray(self.config.position_edges, np.int64)
         self.rates = strata(spec.sampling.rates, spec.sampling.others) if spec.sampling else np.ones(1)
@@ -121,6 +123,8 @@ class Ips(Statistic):
     def fit_finalize(self, dask_stats: tuple[Counts, list[Any]]) -> None:
         """Turn counts into weights and write ips.parquet; without any random session this is an error."""
         counted, _ = dask_stats
+        if self.previous:
+            counted = merge_counts([self._counts_in(self.previous / "ips.parquet"), counted])
         self.surfaces = sorted(counted)
         shape = (len(self.responses), 0, len(self.edges), 2, 2)
         # [responses, surfaces, buckets, 2, 2]
@@ -156,6 +160,18 @@ class Ips(Statistic):
                 DataWarning,
                 stacklevel=3,
             )
+
+    def _counts_in(self, path: Path) -> Counts:
+        """The counts that a written table was made from."""
+        counts: Counts = {}
+        for row in pq.read_table(path, filters=[("surface", "!=", ""), ("stratum", "=", 0)]).to_pylist():
+            of_surface = counts.setdefault(
+                row["surface"], np.zeros((len(self.responses), len(self.edges), 2, 2), np.int64)
+            )
+            bucket = int(np.searchsorted(self.edges, row["position"]))
+            of_cell = of_surface[self.responses.index(row["response"]), bucket]
+            of_cell[:, row["y"]] = row["num_production_y"], row["num_random_y"]
+        return counts
 
     def summary(self) -> dict[str, Any]:
         """What the weights do, per response, for etl.json."""

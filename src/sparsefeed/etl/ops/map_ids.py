@@ -8,12 +8,14 @@ strings of the many ids that are seen once. A fitted map lies on disk and worker
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from merlin.core.dispatch import DataFrameType
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
@@ -27,9 +29,10 @@ from sparsefeed.etl.ids.inverse import Inverse
 from sparsefeed.etl.ids.string_counts import StringCounts
 from sparsefeed.etl.ops.statistic import Job, Statistic
 from sparsefeed.etl.runs import Runs
+from sparsefeed.etl.segments import Segments, rows_of
 from sparsefeed.etl.spec import FeedSpec, IdFeature, IdListFeature, Table
 
-__all__ = ["MapIds", "rows_schema"]
+__all__ = ["MapIds", "rare_counts", "rows_schema"]
 
 Nulls = dict[str, tuple[int, int]]  # column -> (nulls or empties, values)
 _ROWS_AT_ONCE = 2_000_000  # distinct strings of partitions that a job merges at a time
@@ -37,43 +40,98 @@ _ROWS_AT_ONCE = 2_000_000  # distinct strings of partitions that a job merges at
 
 @dataclass(frozen=True)
 class BuildMap:
-    """Build, save and count the map of one table and its inverse, from what the partitions left."""
+    """Make, save and count the map of one table and its inverse, from what the partitions left.
+
+    Ids that are too rare are kept with their counts for the next day. A day that is added gives rows to the ids that
+    are frequent enough by now, beside those that the map of the day before has, which stay where they are.
+
+    Attributes:
+        table: the map's.
+        key_seed: of the keys.
+        folder: of the result.
+        runs: of the partitions' distinct strings.
+        num_runs: one a partition.
+        previous: result that this one adds a day to; None: none.
+    """
 
     table: Table
     key_seed: int
     folder: Path
     runs: Runs
     num_runs: int
+    previous: Path | None
 
     def __call__(self) -> int:
         """Ids admitted."""
-        counted = self._admitted()
-        built = IdMap.build(
-            counted.keys,
-            counted.counts,
-            table=self.table.name,
-            key_seed=self.key_seed,
-            tail_rows=self.table.tail_rows,
-            fingerprint_bits=self.table.fingerprint_bits,
-            strings=counted.strings,
-        )
-        built.save(self.folder / "ids" / self.table.name)
-        Inverse.build(built, counted.strings).save(self.folder / "inverse" / self.table.name)
-        return built.num_admitted
+        name, previous = self.table.name, self.previous
+        before = IdMap.load(previous / "ids" / name) if previous else None
+        earlier = rare_counts(previous, name) if previous else None
+        admitted: list[StringCounts] = []
 
-    def _admitted(self) -> StringCounts:
-        """The ids that are frequent enough, of more than `max_ids` the most frequent."""
-        kept: list[StringCounts] = []
+        def rare() -> Iterator[pa.Table]:
+            for counted in self._counted(before):
+                total = counted.merge(*_of_same_keys(earlier, counted.keys)) if earlier else counted
+                frequent = total.at_least(self.table.min_count)
+                admitted.append(frequent)
+                if self.table.max_ids is not None and sum(map(len, admitted)) > 2 * self.table.max_ids:
+                    admitted[:] = [self._most_frequent(admitted, before)]
+                yield counted.without(frequent).to_arrow()
+
+        rare_counts(self.folder, name).grow(earlier, rare(), partial(_merged, before))
+        chosen = self._most_frequent(admitted, before)
+        if before:
+            made, _ = before.add(chosen.keys, chosen.strings)
+        else:
+            made = IdMap.build(
+                chosen.keys,
+                chosen.counts,
+                table=name,
+                key_seed=self.key_seed,
+                tail_rows=self.table.tail_rows,
+                fingerprint_bits=self.table.fingerprint_bits,
+                strings=chosen.strings,
+            )
+        made.save(self.folder / "ids" / name)
+        first_row = before.num_rows if before else made.first_row
+        Inverse.build(made, chosen.strings, first_row).save(self.folder / "inverse" / name)
+        return made.num_admitted
+
+    def _counted(self, before: IdMap | None) -> Iterator[StringCounts]:
+        """What was counted, range by range of the keys, without the ids that have a row."""
         for tables in self.runs.ranges(_ROWS_AT_ONCE, self.num_runs):
             some = [StringCounts.from_arrow(table) for table in tables]
-            kept.append(some[0].merge(*some[1:]).at_least(self.table.min_count))
-            if self.table.max_ids is not None and sum(map(len, kept)) > 2 * self.table.max_ids:
-                kept = [self._most_frequent(StringCounts.concatenate(kept))]
-        return self._most_frequent(StringCounts.concatenate(kept))
+            counted = some[0].merge(*some[1:])
+            yield _without_rows(counted, before) if before else counted
 
-    def _most_frequent(self, counted: StringCounts) -> StringCounts:
-        min_count, max_ids = self.table.min_count, self.table.max_ids
-        return counted.take(np.sort(admit(counted.keys, counted.counts, min_count, max_ids, counted.strings)))
+    def _most_frequent(self, parts: Sequence[StringCounts], before: IdMap | None) -> StringCounts:
+        """All of them, or as many of the most frequent as `max_ids` leaves room for."""
+        counted, most = StringCounts.concatenate(parts), self.table.max_ids
+        if most is not None and before:
+            most = max(0, most - before.num_admitted)
+        if most == 0:
+            return counted.take(np.empty(0, np.int64))
+        return counted.take(np.sort(admit(counted.keys, counted.counts, 1, most, counted.strings)))
+
+
+def rare_counts(result: Path, table: str) -> Segments:
+    """Counts of the ids of a table that have no row, as of the last day of a result."""
+    return Segments(result / "state" / f"counts-{table}", StringCounts.SCHEMA)
+
+
+def _of_same_keys(segments: Segments, keys: NDArray[np.uint64]) -> list[StringCounts]:
+    """What segments have of some keys, ascending ones that may repeat."""
+    keys = np.unique(keys)
+    return [StringCounts.from_arrow(rows_of(table, keys)) for table in segments.tables()]
+
+
+def _without_rows(counted: StringCounts, id_map: IdMap) -> StringCounts:
+    return counted.take(np.flatnonzero(id_map.own_rows(counted.strings) < 0))
+
+
+def _merged(before: IdMap | None, newer: pa.Table, older: pa.Table) -> pa.Table:
+    """Sum up counts, and forget the ids that have a row by now."""
+    counted = StringCounts.from_arrow(newer).merge(StringCounts.from_arrow(older))
+    return (_without_rows(counted, before) if before else counted).to_arrow()
 
 
 class MapIds(Statistic):
@@ -82,13 +140,15 @@ class MapIds(Statistic):
     Args:
         spec: the declaration.
         folder: where the fitted maps go: `folder/ids/<table>` and `folder/inverse/<table>`; runs lie in
-            `folder/runs` meanwhile.
+            `folder/runs` meanwhile. What the next day goes on from: `folder/state/counts-<table>`.
+        previous: result that this one adds a day to; None: none.
     """
 
-    def __init__(self, spec: FeedSpec, folder: Path) -> None:
+    def __init__(self, spec: FeedSpec, folder: Path, previous: Path | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.folder = folder
+        self.previous = previous
         self.features: tuple[IdFeature | IdListFeature, ...] = spec.of_kind("id", "ids")
         self.runs = {table.name: Runs(folder / "runs" / f"ids-{table.name}") for table in spec.tables}
         self.maps: dict[str, IdMap] = {}
@@ -121,7 +181,8 @@ class MapIds(Statistic):
         """A map per table, once the nulls are few enough."""
         self._check_nulls(merged)
         seed, folder = self.spec.key_seed, self.folder
-        return [BuildMap(t, seed, folder, self.runs[t.name], num_partitions) for t in self.spec.tables]
+        tables, previous = self.spec.tables, self.previous
+        return [BuildMap(t, seed, folder, self.runs[t.name], num_partitions, previous) for t in tables]
 
     def fit_finalize(self, dask_stats: tuple[Nulls, list[int]]) -> None:
         """Open the maps, and remove the runs: only now no job can be made again."""

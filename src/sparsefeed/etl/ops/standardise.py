@@ -6,7 +6,7 @@ runs (kernels.dense), and its moments do not depend on how the logs are cut into
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,21 +21,25 @@ from sparsefeed.etl.spec import FeedSpec
 
 __all__ = ["Standardise"]
 
+Scale = tuple[float, float]  # mean and standard deviation
+
 
 class Standardise(Statistic):
     """Write every `dense` feature of the spec as float32 without nulls.
 
     Args:
         spec: the declaration.
+        scales: of an earlier fit, which then holds; None: to be fitted.
 
     Attributes:
-        moments: by feature, once fitted.
+        scales: mean and standard deviation by feature, once fitted.
     """
 
-    def __init__(self, spec: FeedSpec) -> None:
+    def __init__(self, spec: FeedSpec, scales: Mapping[str, Scale] | None = None) -> None:
         super().__init__()
         self.features = spec.dense
-        self.moments: dict[str, Moments] = {}
+        self.scales = dict(scales or {})
+        self.fitted = scales is not None
 
     @property
     def columns(self) -> list[str]:
@@ -51,16 +55,15 @@ class Standardise(Statistic):
         return [Moments.merge(column) for column in zip(*parts, strict=True)]
 
     def fit_finalize(self, dask_stats: tuple[list[Moments], list[Any]]) -> None:
-        """Keep the moments."""
-        self.moments = dict(zip(self.columns, dask_stats[0], strict=True))
+        """Keep what rows are standardised with."""
+        self.scales = {n: (m.mean, m.std) for n, m in zip(self.columns, dask_stats[0], strict=True)}
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
         """Standardised features, float32."""
         out: dict[str, Any] = {}
         for feature in self.features:
-            moments = self.moments[feature.name]
             values = frame.numpy(df[feature.name])
-            out[feature.name] = standardise(values, feature.fill, feature.log, moments.mean, moments.std)
+            out[feature.name] = standardise(values, feature.fill, feature.log, *self.scales[feature.name])
         return frame.like(df, out)
 
     def compute_output_schema(
@@ -70,5 +73,5 @@ class Standardise(Statistic):
         return Schema([ColumnSchema(name, tags=[Tags.CONTINUOUS], dtype=np.float32) for name in self.columns])
 
     def clear(self) -> None:
-        """Forget the moments."""
-        self.moments = {}
+        """Forget what was fitted."""
+        self.scales = {}

@@ -98,7 +98,7 @@ def _batch_ms(recipe: Recipe, logs: LogFolder, folder: Path) -> tuple[float, flo
     return 1e3 * statistics.median(mapping), 1e3 * statistics.median(operators), num_ids
 
 
-def _request_ms(spec: FeedSpec, workspace: Workspace, logs: Path, num_candidates: int) -> float:
+def _request_ms(spec: FeedSpec, workspace: Workspace, logs: str, num_candidates: int) -> float:
     """Median ms of hashing and mapping in the transform step of the current bundle, request by request."""
     version = open_version(workspace.bundles)
     parameters = {"folder": str(version.path), "bundle": version.id, "max_candidates": str(num_candidates)}

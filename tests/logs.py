@@ -116,7 +116,7 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> None:
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
-def read(root: Path, spec: FeedSpec, days: int | None = None, rows: int = 1 << 20) -> pd.DataFrame:
+def read(root: Path | str, spec: FeedSpec, days: int | None = None, rows: int = 1 << 20) -> pd.DataFrame:
     """The impressions as the ETL reads them, labels joined: of the first `days` days, or all; strings as objects."""
     opened = LogFolder.open(root, spec)
     kept = set(opened.days[:days])

@@ -54,15 +54,16 @@ class DataWarning(UserWarning):
 
 
 class BadFileError(DataError):
-    """One file that cannot be read; `path` names it."""
+    """One file that cannot be read; `path` names it, `identity` says what the file was when it was listed."""
 
-    def __init__(self, path: object, cause: object) -> None:
+    def __init__(self, path: object, cause: object, identity: list[int | str | None] | None = None) -> None:
         super().__init__(f"{path}: {cause}")
         self.path = str(path)
         self.cause = str(cause)
+        self.identity = identity
 
-    def __reduce__(self) -> tuple[type[BadFileError], tuple[str, str]]:
-        return type(self), (self.path, self.cause)
+    def __reduce__(self) -> tuple[type[BadFileError], tuple[str, str, list[int | str | None] | None]]:
+        return type(self), (self.path, self.cause, self.identity)
 
 
 class IdError(SparsefeedError):

@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 from sparsefeed.errors import BadFileError, DataError
 from sparsefeed.etl import pipeline
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.etl.impressions import ReadImpressions, columns_of
 from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.spec import FeedSpec
 from tests import logs
@@ -234,3 +236,21 @@ def test_7_a_session_value_that_is_neither_is_named(folder: Path) -> None:
     logs.change(folder / "impressions" / FIRST, session=pa.array(["random"] * 119 + ["exploration"]))
     with pytest.raises(DataError, match=r"\"session\" holds 'exploration'; allowed: \['production', 'random'\]"):
         read(folder)
+
+
+def test_8_a_url_gives_what_the_folder_gives(folder: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/contract/logs", recursive=True)
+    try:
+        pd.testing.assert_frame_equal(logs.read("memory://contract/logs", SPEC), logs.read(folder, SPEC))
+    finally:
+        memory.rm("/contract", recursive=True)
+
+
+@pytest.mark.parametrize("what", ["gone", "changed"])
+def test_8_a_file_that_is_not_what_it_was_is_an_error_that_names_it(folder: Path, what: str) -> None:
+    path = folder / "impressions" / FIRST
+    (partition, *_) = LogFolder.open(folder, SPEC).partitions(1000)
+    path.unlink() if what == "gone" else path.touch()
+    with pytest.raises(BadFileError, match=f"^{path}: (is not there any more|was changed since the run began)"):
+        ReadImpressions(SPEC, columns_of(SPEC))(partition)

@@ -26,7 +26,7 @@ from sparsefeed.etl.array_file import ArrayFile
 from sparsefeed.etl.cluster import compute
 from sparsefeed.etl.columns import KEY
 from sparsefeed.etl.logs import Partition
-from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_piece
+from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_pieces
 from sparsefeed.etl.runs import Runs
 from sparsefeed.etl.spec import Actions
 
@@ -88,9 +88,8 @@ def _note(partition: Partition, actions: Actions, responses: Sequence[str], runs
     """Write the actions of a partition that are responses, by key."""
     columns = [actions.impression, actions.action, actions.time]
     parts: list[list[NDArray[Any]]] = []
-    for piece in partition.pieces:
-        table = read_piece(piece, columns, [actions.action])
-        table = table.filter(pc.is_valid(table[actions.impression]))
+    for piece, read in read_pieces(partition.pieces, columns, [actions.action]):
+        table = read.filter(pc.is_valid(read[actions.impression]))
         moment = no_nulls(piece, actions.time, milliseconds, table)
         response = pc.index_in(table[actions.action].cast(pa.string()), pa.array(responses, pa.string()))
         wanted = response.is_valid().to_numpy()

@@ -49,13 +49,13 @@ class AddedDays:
         return found
 
     def add(
-        self, spec: FeedSpec, logs_root: Path, day: date, config: EtlConfig, progress: Progress = silent
+        self, spec: FeedSpec, logs_root: Path | str, day: date, config: EtlConfig, progress: Progress = silent
     ) -> dict[str, Any]:
         """Add a day of logs; returns the content of its etl.json. A day that was added from the same is left as it is.
 
         Args:
             spec: the declaration that the base was made with.
-            logs_root: folder of the logs.
+            logs_root: folder of the logs, or its URL.
             day: the first day with impressions after the last one that there is, or one that is there.
             config: how to run.
             progress: told of every step.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow.parquet as pq
+from typing import Any
 
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions, columns_of
 from sparsefeed.etl.logs import LogFile, LogFolder, action_columns
 from sparsefeed.etl.pipeline import held_out_days, rows_of_partitions
 from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.etl.stored_file import side_by_side
 
 __all__ = ["Stage", "explain"]
 
@@ -45,7 +45,7 @@ class Stage:
     kept: bool
 
 
-def explain(spec: FeedSpec, root: Path, config: EtlConfig) -> list[Stage]:
+def explain(spec: FeedSpec, root: Path | str, config: EtlConfig) -> list[Stage]:
     """The stages of `pipeline.run` over these logs, in order; nothing but footers is read.
 
     Raises:
@@ -98,10 +98,15 @@ def _rows(files: Iterable[LogFile]) -> int:
 def _bytes(files: Iterable[LogFile], columns: Iterable[str]) -> int:
     """Compressed bytes of some columns."""
     wanted = set(columns)
-    footers = [pq.read_metadata(file.path) for file in files]
+    footers = side_by_side(_footer, files)
     groups = [footer.row_group(i) for footer in footers for i in range(footer.num_row_groups)]
     chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
     return sum(int(c.total_compressed_size) for c in chunks if c.path_in_schema.split(".")[0] in wanted)
+
+
+def _footer(file: LogFile) -> Any:
+    with file.stored.reading("not readable as parquet"):
+        return file.stored.footer()
 
 
 def _row_bytes(spec: FeedSpec) -> int:

@@ -26,7 +26,7 @@ from sparsefeed.etl.engaged import EngagedSessions
 from sparsefeed.etl.kernels.dense import has_infinity
 from sparsefeed.etl.kernels.sampling import kept, strata, stratum_of
 from sparsefeed.etl.logs import LogFolder, Partition, Piece, impression_columns
-from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_piece
+from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_pieces
 from sparsefeed.etl.repeats import Repeats
 from sparsefeed.etl.spec import FeedSpec
 
@@ -126,7 +126,9 @@ class ReadImpressions:
 
     def __call__(self, partition: Partition) -> Any:
         """Read, check, join and convert one partition."""
-        parts = [self._read(piece) for piece in partition.pieces]
+        raw, kinds = self.raw_columns(), impression_columns(self.spec)
+        texts = [name for name in raw if kinds[name] in ("string", "strings")]
+        parts = [self._columns(piece, raw, table) for piece, table in read_pieces(partition.pieces, raw, texts)]
         columns = {name: _joined([part[name] for part in parts]) for name in parts[0]}
         dropped = self.repeats.rows(partition) if self.repeats else ()
         if len(dropped):
@@ -144,12 +146,9 @@ class ReadImpressions:
             columns = _sampled(columns, keys, self.spec, self.engaged)
         return frame.from_arrow({name: columns[name] for name in self.columns}, self.cudf)
 
-    def _read(self, piece: Piece) -> dict[str, Column]:
-        """The columns of one piece, and what joining needs."""
+    def _columns(self, piece: Piece, raw: list[str], table: pa.Table) -> dict[str, Column]:
+        """The columns of one piece, of which `raw` were read, and what joining needs."""
         spec, logs = self.spec, self.spec.logs
-        raw = self.raw_columns()
-        kinds = impression_columns(spec)
-        table = read_piece(piece, raw, [name for name in raw if kinds[name] in ("string", "strings")])
         columns: dict[str, Column] = {}
         for feature in spec.of_kind("id", "ids", "dense"):
             if feature.name in raw:

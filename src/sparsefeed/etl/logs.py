@@ -6,21 +6,18 @@ Nothing but footers is read here (docs/contracts/logs.md says what must be in th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sparsefeed.errors import BadFileError, DataError, did_you_mean
+from sparsefeed.errors import DataError, did_you_mean
 from sparsefeed.etl.spec import Actions, FeedSpec, IdFeature, IdListFeature
+from sparsefeed.etl.stored_file import StoredFile, find_files, root_of, side_by_side
 
 __all__ = ["Kinds", "LogFile", "LogFolder", "Partition", "Piece", "action_columns", "days_of", "impression_columns"]
-
-_FOOTERS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -28,14 +25,19 @@ class LogFile:
     """One parquet file of a day.
 
     Attributes:
-        path: where it lies.
+        stored: where it lies, and what it was when it was listed.
         day: of its folder.
         row_groups: rows of each row group.
     """
 
-    path: Path
+    stored: StoredFile
     day: date
     row_groups: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        """Its path or URL."""
+        return self.stored.url
 
     @property
     def num_rows(self) -> int:
@@ -48,14 +50,19 @@ class Piece:
     """Row groups of one file that follow each other.
 
     Attributes:
-        path: of the file.
+        stored: the file.
         row_groups: their indices.
         first_row: the first row's place in the file.
     """
 
-    path: Path
+    stored: StoredFile
     row_groups: tuple[int, ...]
     first_row: int
+
+    @property
+    def path(self) -> str:
+        """Of the file, or its URL."""
+        return self.stored.url
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,9 @@ class Partition:
 
 @dataclass(frozen=True)
 class LogFolder:
-    """The files of a logs folder, by day (docs/contracts/logs.md)."""
+    """The files of a logs folder, by day (docs/contracts/logs.md); its root is a path or URL."""
 
-    root: Path
+    root: str
     impressions: tuple[LogFile, ...]
     actions: tuple[LogFile, ...]
     text_impressions: bool = False  # impression ids are strings, not integers
@@ -87,29 +94,32 @@ class LogFolder:
     @classmethod
     def open(
         cls,
-        root: Path,
+        where: Path | str,
         spec: FeedSpec,
-        skipped: frozenset[Path] = frozenset(),
+        skipped: frozenset[str] = frozenset(),
         since: date | None = None,
         until: date | None = None,
     ) -> LogFolder:
         """Find the files of some days and check their footers: names, types, readability. Nothing is read or written.
 
         Args:
-            root: the folder.
+            where: the folder: a path, or a URL of any fsspec driver.
             spec: the declaration.
-            skipped: files that are left out.
+            skipped: paths or URLs of files that are left out.
             since: the first day of impressions; None: the first there is.
             until: the last; None: the last there is. Actions are those that may belong to these impressions.
 
         Raises:
             BadFileError: a file is not readable as parquet.
-            DataError: a file or the folder breaks the contract, or no impression is left.
+            DataError: a file or the folder breaks the contract, no impression is left, or a store refuses or is silent.
+            ToolError: the package that reads such URLs is not installed.
         """
-        found = [file for file in _files(root / "impressions") if file[0] not in skipped]
+        root = root_of(where)
+        found = _files(f"{root}/impressions", skipped)
         if not found:
             raise DataError(
-                f"{root / 'impressions'}: no day=YYYY-MM-DD/*.parquet; point --logs at a folder with impressions/ in it"
+                f"{root}/impressions: no day=YYYY-MM-DD/*.parquet, or no such place; point --logs at a folder with "
+                "impressions/ in it"
             )
         first, last = since or date.min, until or date.max
         impressions = [(path, day) for path, day in found if first <= day <= last]
@@ -122,7 +132,7 @@ class LogFolder:
         if spec.logs.actions:
             within = timedelta(days=spec.logs.actions.attribution_days)
             # Not by adding to `last`, which may be the last day there can be.
-            of_actions = [file for file in _files(root / "actions") if file[0] not in skipped]
+            of_actions = _files(f"{root}/actions", skipped)
             actions = [(path, day) for path, day in of_actions if day >= first and day - within <= last]
         checked = [*_checked(impressions, impression_columns(spec), spec.logs.impression)]
         types = [dtype for _, dtype in checked]
@@ -138,7 +148,7 @@ class LogFolder:
         # Spark and others leave parts without a row; there is nothing in them to check or to read.
         filled = tuple(file for file, _ in checked if file.num_rows)
         if not filled:
-            raise DataError(f"{root / 'impressions'}: {len(impressions)} files, and not one row in them")
+            raise DataError(f"{root}/impressions: {len(impressions)} files, and not one row in them")
         return cls(root, filled, tuple(file for file, _ in checked_actions if file.num_rows), any(text))
 
     @property
@@ -159,18 +169,21 @@ class LogFolder:
         return _partitions(self.actions, rows)
 
 
-def days_of(root: Path) -> list[date]:
+def days_of(where: Path | str) -> list[date]:
     """Days of a folder of logs that have impressions, ascending."""
-    return sorted({day for _, day in _files(root / "impressions")})
+    return sorted({day for _, day in _files(f"{root_of(where)}/impressions")})
 
 
-def _files(folder: Path) -> list[tuple[Path, date]]:
+def _files(folder: str, skipped: frozenset[str] = frozenset()) -> list[tuple[StoredFile, date]]:
     files = []
-    for path in sorted(folder.glob("day=*/*.parquet")):
+    for file in find_files(folder, "day=*/*.parquet"):
+        of_day = file.url.rsplit("/", 1)[0]
         try:
-            files.append((path, date.fromisoformat(path.parent.name.removeprefix("day="))))
+            day = date.fromisoformat(of_day.rsplit("day=", 1)[1])
         except ValueError as error:
-            raise DataError(f"{path.parent}: not a day=YYYY-MM-DD folder ({error}); rename it") from error
+            raise DataError(f"{of_day}: not a day=YYYY-MM-DD folder ({error}); rename it") from error
+        if file.url not in skipped:
+            files.append((file, day))
     return files
 
 
@@ -185,10 +198,10 @@ def _partitions(files: Sequence[LogFile], rows: int) -> tuple[Partition, ...]:
                 if pieces and num_rows + size > rows:
                     partitions.append(Partition(len(partitions), day, tuple(pieces), num_rows))
                     pieces, num_rows = [], 0
-                if pieces and pieces[-1].path == file.path:
-                    pieces[-1] = Piece(file.path, (*pieces[-1].row_groups, group), pieces[-1].first_row)
+                if pieces and pieces[-1].stored == file.stored:
+                    pieces[-1] = Piece(file.stored, (*pieces[-1].row_groups, group), pieces[-1].first_row)
                 else:
-                    pieces.append(Piece(file.path, (group,), first_row))
+                    pieces.append(Piece(file.stored, (group,), first_row))
                 first_row += size
                 num_rows += size
         partitions.append(Partition(len(partitions), day, tuple(pieces), num_rows))
@@ -257,26 +270,23 @@ _MEANING = {
 
 
 def _checked(
-    files: Sequence[tuple[Path, date]], wanted: Kinds, impression: str
+    files: Sequence[tuple[StoredFile, date]], wanted: Kinds, impression: str
 ) -> Iterator[tuple[LogFile, pa.DataType]]:
     """The files with their row groups, and the type of the impression's id in each."""
 
-    def check(path_and_day: tuple[Path, date]) -> tuple[LogFile, pa.DataType]:
-        path, day = path_and_day
-        schema, row_groups = _check(path, wanted)
-        return LogFile(path, day, row_groups), schema.field(impression).type
+    def check(file_and_day: tuple[StoredFile, date]) -> tuple[LogFile, pa.DataType]:
+        file, day = file_and_day
+        schema, row_groups = _check(file, wanted)
+        return LogFile(file, day, row_groups), schema.field(impression).type
 
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        yield from pool.map(check, files)
+    return side_by_side(check, files)
 
 
-def _check(path: Path, wanted: Kinds) -> tuple[pa.Schema, tuple[int, ...]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, footer = file.schema_arrow, file.metadata
-            row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-    except (pa.ArrowException, OSError) as error:
-        raise BadFileError(path, f"not readable as parquet ({error}); write the file again or take it out") from error
+def _check(path: StoredFile, wanted: Kinds) -> tuple[pa.Schema, tuple[int, ...]]:
+    with path.reading("not readable as parquet"):
+        footer = path.footer()
+        schema = footer.schema.to_arrow_schema()
+        row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
     for name, kind in wanted.items():
         if schema.names.count(name) > 1:
             raise DataError(f'{path}: column "{name}" is there {schema.names.count(name)} times; write it once')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,35 +12,48 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sparsefeed.errors import BadFileError, DataError
+from sparsefeed.errors import DataError
 from sparsefeed.etl.ids import hash_ints, hash_strings
 from sparsefeed.etl.logs import Piece
+from sparsefeed.etl.stored_file import is_remote
 
-__all__ = ["event_keys", "milliseconds", "no_nulls", "read_piece"]
+__all__ = ["event_keys", "milliseconds", "no_nulls", "read_pieces"]
 
 Value = TypeVar("Value")
+_AHEAD = 4  # pieces of remote files on their way at once
 _PLAIN_BYTES = 6  # a string that is written plainly takes its length, four bytes, and its text, two at least mostly
 
 
-def read_piece(piece: Piece, columns: Sequence[str], texts: Sequence[str]) -> pa.Table:
-    """Some columns of a piece; of `texts` those are dictionaries that are one in the file, in all its row groups.
+def read_pieces(
+    pieces: Sequence[Piece], columns: Sequence[str], texts: Sequence[str]
+) -> Iterator[tuple[Piece, pa.Table]]:
+    """Some columns of each piece; of `texts` those are dictionaries that are one in the file, in all its row groups.
 
-    Arrow would make a dictionary of a plain column too, which costs more than it saves.
+    Arrow would make a dictionary of a plain column too, which costs more than it saves. Remote pieces are fetched a few
+    at a time, ahead of the caller.
 
     Raises:
-        BadFileError: names the file that breaks off or is damaged.
+        BadFileError: names the file that breaks off, is damaged, or is not what it was when it was listed.
+        DataError: a store refuses or does not answer.
     """
-    try:
-        footer = pq.read_metadata(piece.path)
-        dictionaries = _dictionaries(footer, piece.row_groups, set(texts))
-        with pq.ParquetFile(piece.path, metadata=footer, read_dictionary=dictionaries, memory_map=True) as file:
+    read = partial(_read, columns=list(columns), texts=set(texts))
+    if len(pieces) < 2 or not is_remote(pieces[0].path):
+        yield from ((piece, read(piece)) for piece in pieces)
+        return
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        yield from zip(pieces, pool.map(read, pieces), strict=True)
+
+
+def _read(piece: Piece, columns: list[str], texts: set[str]) -> pa.Table:
+    file = piece.stored
+    with file.reading("breaks off or is damaged"):
+        footer = file.footer()
+        dictionaries = _dictionaries(footer, piece.row_groups, texts)
+        with file.parquet(metadata=footer, read_dictionary=dictionaries) as whole:
             # One by one: Arrow can't read dictionaries in lists over several row groups at once.
-            groups = [file.read_row_group(i, list(columns), use_threads=False) for i in piece.row_groups]
-            return pa.concat_tables(groups)
-    except (pa.ArrowException, OSError) as error:
-        raise BadFileError(
-            piece.path, f"breaks off or is damaged ({error}); write the file again or take it out"
-        ) from error
+            groups = [whole.read_row_group(i, columns, use_threads=False) for i in piece.row_groups]
+        file.must_be_unchanged()
+        return pa.concat_tables(groups)
 
 
 def _dictionaries(footer: pq.FileMetaData, row_groups: Sequence[int], texts: set[str]) -> list[str]:

@@ -14,13 +14,11 @@ import os
 import shutil
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sparsefeed.errors import BadFileError, DataError, DataWarning
 from sparsefeed.etl.cluster import open_cluster, use_gpu
@@ -28,6 +26,7 @@ from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.etl.stored_file import StoredFile, is_remote
 from sparsefeed.etl.training_data import write_training_data
 from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
 from sparsefeed.lock import only_writer
@@ -41,8 +40,7 @@ _FULL_BYTES = 1 << 20
 def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: str | None) -> str:
     """Digest of all that the result depends on: the spec, the split, every log file's identity, what came before."""
     files = [
-        (str(f.path.relative_to(logs.root)), f.path.stat().st_size, f.path.stat().st_mtime_ns)
-        for f in (*logs.impressions, *logs.actions)
+        (f.path.removeprefix(f"{logs.root}/"), f.stored.size, f.stored.mark) for f in (*logs.impressions, *logs.actions)
     ]
     written = config.model_dump(mode="json", exclude={"cluster"})
     text = json.dumps([spec.dump(), written, files, *([previous] if previous else [])])
@@ -51,7 +49,7 @@ def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: s
 
 def run(
     spec: FeedSpec,
-    logs_root: Path,
+    logs_root: Path | str,
     out: Path,
     config: EtlConfig | None = None,
     progress: Progress = silent,
@@ -103,7 +101,7 @@ def run(
                     logs = skipped.open(logs_root, spec, config)
                     _empty(partial)
             fingerprint = _fingerprint(spec, config, logs, before)
-            summary = {"format": 1, "fingerprint": fingerprint, "previous": before, "logs": str(logs_root.resolve())}
+            summary = {"format": 1, "fingerprint": fingerprint, "previous": before, "logs": _absolute(logs.root)}
             summary |= made
             summary["skipped"] = skipped.files
             summary["warnings"] = [*skipped.warnings(), *summary["warnings"]]
@@ -149,14 +147,14 @@ class Skipped:
     @classmethod
     def of(cls, files: list[dict[str, Any]], allowed: bool) -> Skipped:
         """Those of an earlier run that are still what they were."""
-        same = [file for file in files if _identity(Path(file["file"])) == file["identity"]]
+        same = [file for file in files if StoredFile.at(file["file"]).identity == file["identity"]]
         return cls(allowed, same if allowed else [])
 
-    def open(self, root: Path, spec: FeedSpec, config: EtlConfig) -> LogFolder:
+    def open(self, root: Path | str, spec: FeedSpec, config: EtlConfig) -> LogFolder:
         """Open a folder of logs without these files and without those whose footers cannot be read."""
         while True:
             try:
-                skipped = frozenset(Path(file["file"]) for file in self.files)
+                skipped = frozenset(file["file"] for file in self.files)
                 return LogFolder.open(root, spec, skipped, config.since, config.until)
             except BadFileError as error:
                 self.add(error)
@@ -165,12 +163,10 @@ class Skipped:
         """Leave a file out, or raise its error."""
         if not self.allowed:
             raise error
-        try:
-            rows = pq.read_metadata(error.path).num_rows
-        except (pa.ArrowException, OSError):
-            rows = None
-        identity = _identity(Path(error.path))
-        self.files.append({"file": error.path, "rows": rows, "cause": error.cause, "identity": identity})
+        rows, file = None, StoredFile.at(error.path)
+        with suppress(BadFileError), file.reading(error.cause):
+            rows = file.footer().num_rows
+        self.files.append({"file": error.path, "rows": rows, "cause": error.cause, "identity": error.identity})
 
     def warnings(self) -> list[str]:
         """A line per file."""
@@ -181,12 +177,8 @@ class Skipped:
         ]
 
 
-def _identity(path: Path) -> list[int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
+def _absolute(root: str) -> str:
+    return root if is_remote(root) else str(Path(root).resolve())
 
 
 def _empty(folder: Path) -> None:

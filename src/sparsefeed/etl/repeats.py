@@ -20,7 +20,7 @@ from sparsefeed.etl.cluster import compute
 from sparsefeed.etl.columns import KEY
 from sparsefeed.etl.ids.distinct import order_of
 from sparsefeed.etl.logs import Partition
-from sparsefeed.etl.parquet import event_keys, no_nulls, read_piece
+from sparsefeed.etl.parquet import event_keys, no_nulls, read_pieces
 from sparsefeed.etl.runs import Runs
 
 __all__ = ["Repeats"]
@@ -64,7 +64,7 @@ class Repeats:
 
 def _note(partition: Partition, impression: str, runs: Runs) -> int:
     """Write the keys of a partition's impressions, and their places."""
-    tables = [(piece, read_piece(piece, [impression], [])) for piece in partition.pieces]
+    tables = read_pieces(partition.pieces, [impression], [])
     keys = np.concatenate([no_nulls(piece, impression, event_keys, table) for piece, table in tables])
     order = order_of(keys[:, 0])
     places = (np.int64(partition.number) << _SHIFT) + order

@@ -25,7 +25,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name or .yaml file.")]
 Root = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds what a run makes.")]
-LogsFolder = Annotated[Path | None, typer.Option("--logs", help="Real logs; default: the workspace's simulated ones.")]
+LogsFolder = Annotated[
+    str | None, typer.Option("--logs", help="Real logs, a folder or URL; default: the workspace's simulated ones.")
+]
 Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.")]
 
 

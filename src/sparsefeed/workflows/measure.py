@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sparsefeed.errors import DataError
 from sparsefeed.etl.logs import LogFolder
@@ -35,13 +35,14 @@ __all__ = ["bench_server", "measure_serving", "rank_one_feed", "real_requests"]
 Request = tuple[str, list[str]]
 
 
-def real_requests(spec: FeedSpec, logs: Path, num_candidates: int, num_requests: int, seed: int = 0) -> list[Request]:
+def real_requests(
+    spec: FeedSpec, logs: Path | str, num_candidates: int, num_requests: int, seed: int = 0
+) -> list[Request]:
     """Members of the last day's log, each with candidates drawn from that day's posts as often as they were shown."""
     if spec.logs.member is None:
         raise DataError(f"{logs}: the spec has no logs.member; give requests of your own")
-    folder = LogFolder.open(logs, spec)
     columns = [spec.logs.member, spec.logs.post]
-    table = pq.read_table(folder.of_days(folder.days[-1:])[0].path, columns=columns).drop_null()
+    table = _first_of_last_day(logs, spec, columns).drop_null()
     members, posts = (np.asarray(table[name].to_pandas(), object) for name in columns)
     random = np.random.default_rng(seed)
     distinct = len(set(posts))
@@ -56,11 +57,18 @@ def real_requests(spec: FeedSpec, logs: Path, num_candidates: int, num_requests:
     return requests
 
 
+def _first_of_last_day(logs: Path | str, spec: FeedSpec, columns: list[str]) -> pa.Table:
+    folder = LogFolder.open(logs, spec)
+    file = folder.of_days(folder.days[-1:])[0].stored
+    with file.reading("breaks off or is damaged"), file.parquet() as whole:
+        return whole.read(columns)
+
+
 def bench_server(
     server: TritonServer,
     bundles: Path,
     bundle: str,
-    logs: Path,
+    logs: Path | str,
     *,
     candidates: Sequence[int] = (100, 500),
     concurrencies: Sequence[int] = (1, 4),
@@ -103,16 +111,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path) -> dict[str, Any]:
+def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path | str) -> dict[str, Any]:
     """One production session of the last day: its posts as they were shown and as the bundle ranks them."""
     if spec.logs.member is None:
         raise DataError(f"{logs}: the spec has no logs.member; give requests of your own")
-    folder = LogFolder.open(logs, spec)
     columns = [spec.logs.member, spec.logs.post, spec.logs.time]
-    columns += [c for c in (spec.logs.position,) if c]
-    shown = ds.field(spec.sessions.column) == spec.sessions.production if spec.sessions else None
-    path = folder.of_days(folder.days[-1:])[0].path
-    frame = ds.dataset(str(path)).to_table(columns=columns, filter=shown).drop_null().to_pandas()
+    columns += [c for c in (spec.logs.position, spec.sessions.column if spec.sessions else None) if c]
+    table = _first_of_last_day(logs, spec, columns)
+    if spec.sessions:
+        table = table.filter(pc.field(spec.sessions.column) == spec.sessions.production)
+    frame = table.drop_null().to_pandas()
     sessions = frame.groupby([spec.logs.member, spec.logs.time], sort=False)
     member, session = max(((key[0], group) for key, group in list(sessions)[:200]), key=lambda found: len(found[1]))
     if spec.logs.position:
@@ -139,11 +147,11 @@ def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path) -> dict[str,
 
 
 def measure_serving(
-    recipe: Recipe, workspace: Workspace, logs: Path | None = None, progress: Progress = silent
+    recipe: Recipe, workspace: Workspace, logs: Path | str | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Start a server of the current bundle, rank one feed, measure; writes ranking.json and bench.json."""
     version = open_version(workspace.bundles)
-    source = logs or Path(read_etl(recipe, workspace)[1]["logs"])
+    source = logs or read_etl(recipe, workspace)[1]["logs"]
     with TritonServer(
         workspace.triton_repo, [version.id], recipe.serving, log_path=workspace.server_log, progress=progress
     ) as server:

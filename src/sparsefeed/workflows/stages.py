@@ -54,7 +54,7 @@ def simulate_logs(recipe: Recipe, workspace: Workspace, progress: Progress = sil
 
 
 def prepare(
-    recipe: Recipe, workspace: Workspace, logs: Path | None = None, progress: Progress = silent
+    recipe: Recipe, workspace: Workspace, logs: Path | str | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Run the ETL over the workspace's logs, or others; the content of etl.json."""
     from sparsefeed.etl.pipeline import run
@@ -63,7 +63,7 @@ def prepare(
 
 
 def add_day(
-    recipe: Recipe, workspace: Workspace, day: date, logs: Path | None = None, progress: Progress = silent
+    recipe: Recipe, workspace: Workspace, day: date, logs: Path | str | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Add a day of logs to the workspace's ETL; the content of the day's etl.json."""
     from sparsefeed.etl.days import AddedDays
@@ -72,7 +72,7 @@ def add_day(
     return days.add(recipe.feed, logs or workspace.logs, day, recipe.etl, progress)
 
 
-def explain_etl(recipe: Recipe, workspace: Workspace, logs: Path | None = None) -> Any:
+def explain_etl(recipe: Recipe, workspace: Workspace, logs: Path | str | None = None) -> Any:
     """What `prepare` would do, as a list of etl.explain.Stage; nothing is written."""
     from sparsefeed.etl.explain import explain
 

@@ -26,6 +26,7 @@ from numba import cuda
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
+from clock import on_device
 from results import Recorder, Row, append, machine
 
 from sparsefeed.etl.ids import IdMap, device, hash_strings
@@ -45,20 +46,6 @@ def strings_of(numbers: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(
         pa.large_string(), len(numbers), [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text.tobytes())]
     )
-
-
-def on_device(launch: Callable[[], Any]) -> float:
-    """Seconds of device time."""
-    launch()
-    found = []
-    for _ in range(5):
-        start, stop = cuda.event(), cuda.event()
-        start.record()
-        launch()
-        stop.record()
-        stop.synchronize()
-        found.append(start.elapsed_time(stop) / 1e3)
-    return min(found)
 
 
 def on_clock(call: Callable[[], Any], times: int = 3) -> float:

@@ -5,7 +5,8 @@ Written for numba-cuda and RAPIDS 24.02; no GPU was at hand, so it has not run y
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,10 @@ from sparsefeed.etl.ids.device import DeviceMap
 from sparsefeed.etl.ids.device_strings import DeviceStrings
 from tests.id_columns import KEY_SEED, TAIL_ROWS, changed_map, column, random_strings
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from clock import on_device
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaPerformanceWarning"),  # of grids as small as a test's
@@ -26,20 +31,6 @@ pytestmark = [
 
 def same(found: object, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(found.copy_to_host(), expected)  # type: ignore[attr-defined]
-
-
-def seconds(launch: Callable[[], object]) -> float:
-    """Device time of one launch, warm, the best of five."""
-    launch()
-    found = []
-    for _ in range(5):
-        start, stop = cuda.event(), cuda.event()
-        start.record()
-        launch()
-        stop.record()
-        stop.synchronize()
-        found.append(start.elapsed_time(stop) / 1e3)
-    return min(found)
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32, 64])
@@ -58,7 +49,7 @@ def test_a_million_strings_hash_to_the_bits_of_the_cpu(kind: pa.DataType, capsys
     for found, expected in zip(device.hash_strings(strings, KEY_SEED), hash_strings(ids, KEY_SEED), strict=True):
         same(found, expected)
     with capsys.disabled():
-        print(f"\nhash of {kind}: {1e3 * seconds(lambda: device.hash_strings(strings, KEY_SEED)):.3f} ns/id")
+        print(f"\nhash of {kind}: {1e3 * on_device(lambda: device.hash_strings(strings, KEY_SEED)):.3f} ns/id")
 
 
 def test_ten_million_keys_seen_and_unseen_get_the_rows_of_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +65,7 @@ def test_ten_million_keys_seen_and_unseen_get_the_rows_of_the_cpu(capsys: pytest
     same(lookups.encode(cuda.to_device(values)), expected)
     out = cuda.device_array(len(keys), np.int64)
     with capsys.disabled():
-        print(f"\nlookup by key: {100 * seconds(lambda: lookups.lookup(on_device, out=out)):.3f} ns/id")
+        print(f"\nlookup by key: {100 * on_device(lambda: lookups.lookup(on_device, out=out)):.3f} ns/id")
 
 
 def test_cupy_arrays_are_read_and_written_where_they_lie() -> None:

@@ -74,7 +74,8 @@ class ReadImpressions:
         columns: those of the frame.
         repeats: rows to drop; None: none.
         actions: where labels that have no column come from; None: the spec declares none.
-        cudf: whether frames are cuDF's.
+        cudf: whether frames are cuDF's. Files are read by Arrow on the CPU all the same: what a row needs of joins,
+            repeats and sampling lies in host memory.
         sample: whether to leave rows out as the spec's `sampling` says.
         engaged: sessions to keep then; None: all.
     """
@@ -115,8 +116,8 @@ class ReadImpressions:
         return replace(self, columns=tuple(columns))
 
     @property
-    def meta(self) -> Any:
-        """An empty frame with the right columns."""
+    def meta(self) -> frame.Frame:
+        """An empty frame with the right columns; of `cudf` not run, for no GPU was at hand."""
         empty = pd.DataFrame({name: np.zeros(0, np.float32) for name in self.columns})
         if self.cudf:
             import cudf
@@ -124,8 +125,8 @@ class ReadImpressions:
             return cudf.DataFrame.from_pandas(empty)
         return empty
 
-    def __call__(self, partition: Partition) -> Any:
-        """Read, check, join and convert one partition."""
+    def __call__(self, partition: Partition) -> frame.Frame:
+        """Read, check, join and sample one partition, in host memory; for `cudf` upload it then (not run)."""
         raw, kinds = self.raw_columns(), impression_columns(self.spec)
         texts = [name for name in raw if kinds[name] in ("string", "strings")]
         parts = [self._columns(piece, raw, table) for piece, table in read_pieces(partition.pieces, raw, texts)]

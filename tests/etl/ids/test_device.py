@@ -7,13 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pytest
-from numba import cuda, njit, typeof, types
+from numba import njit, typeof, types
 
 from sparsefeed.errors import IdError
 from sparsefeed.etl.ids import IdMap, device, hash_ints, hash_strings
@@ -21,6 +20,7 @@ from sparsefeed.etl.ids.device import Listed, key_of_string, row_told_apart
 from sparsefeed.etl.ids.device_strings import DeviceStrings, is_on_device
 from sparsefeed.etl.ids.probe import NULL_ROW, row_of_key
 from tests.id_columns import EQUAL_KEYS, KEY_SEED, TAIL_ROWS, changed_map, column, random_strings
+from tests.ptx import ptx_of
 
 WIDTHS = (8, 16, 32, 64)
 INTS = [np.iinfo(kind) for kind in ("int8", "int32", "int64", "uint16", "uint64")]
@@ -166,20 +166,7 @@ def launched_with(name: str, id_map: IdMap) -> types.Type:
 def test_a_kernel_becomes_integer_ptx_that_loads_bytes_one_by_one(
     name: str, maps: dict[str, IdMap], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from numba.cuda import dispatcher
-    from numba.cuda.cudadrv import nvvm
-
-    try:
-        nvvm.NVVM()
-    except Exception as error:  # numba and numba-cuda differ in what they raise
-        pytest.skip(f"needs NVVM, of the CUDA toolkit: {str(error).splitlines()[0]}")
-    # Functions that a kernel calls are compiled for the GPU at hand; there need not be one.
-    monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(8, 0)))
-    ptx, _ = cuda.compile_ptx(KERNELS[name].py_func, launched_with(name, maps["16 bits"]), cc=(8, 0))
-    assert ".entry" in ptx
-    assert not re.search(r"\.f(32|64)\b", ptx), "int64 and uint64 met and became a float"
-    assert ".local" not in ptx, "an array or a tuple went to local memory"
-    assert "call" not in re.sub(r"_Z\w+", "", ptx), "a function was not inlined"
+    ptx = ptx_of(KERNELS[name], launched_with(name, maps["16 bits"]), monkeypatch)
     if name == "keys of strings":
         loads = set(re.findall(r"ld\.global\.(\w+)", ptx))
         assert loads <= {"u8", "s32", "u32"}, "characters lie at any address: a wider load of them would fault"

@@ -28,7 +28,7 @@ LAYOUTS: dict[str, Callable[[list[str | None]], object]] = {
     "dictionary": lambda s: pa.array(s, pa.string()).dictionary_encode(),
     "sliced": lambda s: pa.array(["x", *s, "y"], pa.string())[1:-1],
     "chunks": lambda s: pa.chunked_array([pa.array(s[:2], pa.string()), pa.array(s[2:], pa.string())]),
-    "view": lambda s: pa.array(s, pa.string_view()),
+    **({"view": lambda s: pa.array(s, pa.string_view())} if hasattr(pa, "string_view") else {}),
     "list": list,
 }
 

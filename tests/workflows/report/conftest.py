@@ -63,6 +63,7 @@ def ips_cells() -> list[dict[str, Any]]:
                         {
                             "response": response, "surface": surface, "position": position, "y": y, "cell": 1,
                             "weight": (n[0] / 100) / (n[1] / 300), "reason": "",
+                            "low": 0.25 if y else 1.0, "high": 1.0 if y else 1.25,
                             "num_random": 100, "num_random_y": n[0], "num_production": 300, "num_production_y": n[1],
                         }
                     )  # fmt: skip

@@ -122,7 +122,7 @@ def test_tables_hold_the_figures_of_the_files(page: str) -> None:
     assert ["impressions", "400", "1,200", ""] in rows
     assert ["click", "10.00%", "20.00%", "2.00"] in rows
     assert ["member", "4", "3", "30", "40", "64"] in rows
-    assert ["home", "2", "1", "0.500", "10 of 100", "60 of 300"] in rows
+    assert ["home", "2", "1", "0.500", "0.250 to 1.000", "10 of 100", "60 of 300"] in rows
     assert ["no weights", "1.480", "0.6600", "0.35000", "0.9500"] in rows
     assert ["no weights", "1.470", "0.6500", "0.35000", "0.9500"] in rows
     assert ["post", "64", "8", "int8", "0.00", "0.00", "0.50"] in rows

@@ -2,21 +2,16 @@ from __future__ import annotations
 
 import html
 import re
-from typing import Any
 
 import pytest
 
 from sparsefeed.workflows.report import plots
-from sparsefeed.workflows.report.run import Bench, CurvePoint, Etl, Evaluation, IpsCell, Ranking, StoredTable
+from sparsefeed.workflows.report.run import Bench, CurvePoint, Etl, Evaluation, Ranking, StoredTable
 from tests.workflows.report import conftest as hand
 
 
 def words(svg: str) -> list[str]:
     return [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
-
-
-def cells(**changes: Any) -> list[IpsCell]:
-    return [IpsCell.model_validate({**cell, **changes}) for cell in hand.ips_cells() if cell["response"] == "click"]
 
 
 def num_points(svg: str) -> int:
@@ -45,24 +40,6 @@ def test_rows_of_a_table_are_admitted_shared_and_free() -> None:
         (10, "shared by rare ids"),
         (24, "free"),
     ]
-
-
-def test_weights_are_drawn_for_every_covered_cell() -> None:
-    plot = plots.ips_weights("click", cells(), 0)
-
-    assert num_points(plot.svg) == 8
-    assert {"explore", "home", "position", "weight"} <= set(words(plot.svg))
-    assert "y = 1 from 0.50 to 0.50; y = 0 from 1.12 to 1.12" in plot.label
-
-
-def test_weights_of_uncovered_cells_are_not_drawn() -> None:
-    assert num_points(plots.ips_weights("click", cells(reason="no random session", weight=1.0), 0).svg) == 0
-
-
-def test_of_many_surfaces_the_busiest_are_drawn() -> None:
-    many = [cell.model_copy(update={"surface": f"s{i}", "num_random": i}) for i in range(9) for cell in cells()[:2]]
-
-    assert plots.busiest_surfaces(many) == ["s3", "s4", "s5", "s6", "s7", "s8"]
 
 
 def test_a_learning_curve_starts_at_the_whole_of_its_first_loss() -> None:

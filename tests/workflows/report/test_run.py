@@ -34,6 +34,20 @@ def test_a_whole_run_is_read(workspace: Workspace) -> None:
     assert run.ranking.posts[2].after == 2
 
 
+def test_of_sampled_strata_the_whole_one_is_read(workspace: Workspace) -> None:
+    whole = [{**cell, "stratum": 0} for cell in hand.ips_cells()]
+    sampled = [{**cell, "stratum": 1, "weight": 10 * cell["weight"]} for cell in whole]
+    correction = {**sampled[0], "surface": "", "position": 0, "reason": "sampling"}
+    pq.write_table(pa.Table.from_pylist([correction, *whole, *sampled]), workspace.etl / "ips.parquet")
+
+    run = read_run(workspace)
+
+    assert run.ips is not None
+    assert len(run.ips) == 16
+    assert max(cell.weight for cell in run.ips) < 2
+    assert session_counts(run.ips)["click"].num_random == 400
+
+
 def test_an_empty_workspace_holds_nothing(tmp_path: Path) -> None:
     run = read_run(Workspace(tmp_path))
 

@@ -27,13 +27,13 @@ from sparsefeed.etl.ids.device_strings import DeviceArray, DeviceStrings
 from sparsefeed.etl.ids.exceptions import Exceptions
 from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW, NULL_ROW, Probe, row_of_key
 from sparsefeed.etl.ids.xxh64 import xxh64, xxh64_of_word
+from sparsefeed.etl.kernels.launch import launch
 
 if TYPE_CHECKING:
     from sparsefeed.etl.ids.id_map import IdMap
 
 __all__ = ["DeviceMap", "Listed", "hash_ints", "hash_strings", "key_of_string", "row_told_apart"]
 
-_THREADS = 256  # per block
 _INTS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
 
 
@@ -102,7 +102,7 @@ class DeviceMap:
         taken = _taken(keys, "keys", ("uint64",))
         given = cuda.device_array(0, np.bool_) if valid is None else _taken(valid, "valid", ("bool",), len(taken))
         rows = _rows_or_new(out, len(taken))
-        _launch(_rows_of_keys, len(taken), taken, given, self.probe, rows)
+        launch(_rows_of_keys, len(taken), taken, given, self.probe, rows)
         return rows if out is None else out
 
     def encode(self, ids: DeviceStrings | DeviceArray, out: DeviceArray | None = None) -> DeviceArray:
@@ -121,7 +121,7 @@ class DeviceMap:
         else:
             kernel, read = _rows_of_ints, (_taken(ids, "ids", _INTS), self.probe)
         rows = _rows_or_new(out, len(ids))
-        _launch(kernel, len(ids), *read, rows)
+        launch(kernel, len(ids), *read, rows)
         return rows if out is None else out
 
 
@@ -133,7 +133,7 @@ def hash_strings(strings: DeviceStrings, seed: int) -> tuple[DeviceArray, Device
     """
     buffers, num = _buffers(strings), len(strings)
     keys, valid = cuda.device_array(num, np.uint64), cuda.device_array(num, np.bool_)
-    _launch(_keys_of_strings, num, *buffers, np.uint64(seed), keys, valid)
+    launch(_keys_of_strings, num, *buffers, np.uint64(seed), keys, valid)
     return keys, valid
 
 
@@ -145,13 +145,8 @@ def hash_ints(values: DeviceArray, seed: int) -> DeviceArray:
     """
     taken = _taken(values, "ids", _INTS)
     keys = cuda.device_array(len(taken), np.uint64)
-    _launch(_keys_of_ints, len(taken), taken, np.uint64(seed), keys)
+    launch(_keys_of_ints, len(taken), taken, np.uint64(seed), keys)
     return keys
-
-
-def _launch(kernel: Any, num: int, *args: Any) -> None:
-    if num:  # a grid may not be empty
-        kernel[-(-num // _THREADS), _THREADS](*args)
 
 
 def _uploaded(value: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Pure array kernels: numpy in, numpy out; shared by training and serving."""
+"""Pure array kernels, shared by training and serving: numpy in, numpy out; CuPy in, computed on its device."""

@@ -1,14 +1,22 @@
-"""Dense features: fill, log, moments and standardisation of one numpy column."""
+"""Dense features: fill, log, moments and standardisation of one column, numpy's or CuPy's.
+
+On a device without `log` every value has the bits of the CPU. With it they may differ in the last ones, for CUDA's
+logarithm is another than numpy's; and moments are summed in another order there, in float64, of which the mean and
+the standard deviation keep float32's digits.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from sparsefeed.etl.kernels.arrays import array_module
 
 __all__ = ["Moments", "has_infinity", "standardise"]
 
@@ -30,7 +38,9 @@ class Moments:
     @classmethod
     def of(cls, values: NDArray[np.float32], fill: float, log: bool) -> Moments:
         """Moments of a raw column [n], NaN for null, after fill and log."""
-        return cls(*_moments(np.ascontiguousarray(values, np.float32), np.float32(fill), log))
+        if array_module(values) is np:
+            return cls(*_moments(np.ascontiguousarray(values, np.float32), np.float32(fill), log))
+        return cls(*_moments_at_once(values, np.float32(fill), log))
 
     @classmethod
     def merge(cls, parts: Sequence[Moments]) -> Moments:
@@ -55,11 +65,14 @@ def standardise(values: NDArray[np.float32], fill: float, log: bool, mean: float
     """Fill NaN, take log(1 + max(x, 0)) if `log`, then (x - mean) / std in float32; std 0 only centres.
 
     Args:
-        values: raw values [n]; NaN is null.
+        values: raw values [n], numpy's or CuPy's; NaN is null.
         fill: replaces null, before the logarithm.
         log: whether the feature is log-scaled.
         mean: of the fitted days, after fill and log.
         std: likewise.
+
+    Returns:
+        float32 [n], a new array where `values` lie.
     """
     out = _filled(values, fill, log)
     out -= np.float32(mean)
@@ -68,22 +81,19 @@ def standardise(values: NDArray[np.float32], fill: float, log: bool, mean: float
     return out
 
 
-@njit(nogil=True, cache=True)
 def has_infinity(values: NDArray[np.float32]) -> bool:
-    """Whether any value is infinite; NaN is not."""
-    found = False
-    for value in values:
-        found |= abs(value) == np.inf
-    return bool(found)
+    """Whether any value is infinite, of a numpy or CuPy column [n]; NaN is not."""
+    return bool(array_module(values).isinf(values).any())
 
 
 def _filled(values: NDArray[np.float32], fill: float, log: bool) -> NDArray[np.float32]:
     """Fill and log, as a new array."""
-    out = np.where(np.isnan(values), np.float32(fill), values).astype(np.float32, copy=False)
+    xp = array_module(values)
+    out: NDArray[np.float32] = xp.where(xp.isnan(values), np.float32(fill), values).astype(np.float32, copy=False)
     if log:
-        np.maximum(out, np.float32(0), out=out)
+        xp.maximum(out, np.float32(0), out=out)
         out += np.float32(1)
-        np.log(out, out=out)
+        xp.log(out, out=out)
     return out
 
 
@@ -105,3 +115,16 @@ def _moments(values: NDArray[np.float32], fill: np.float32, log: bool) -> tuple[
         squares += distance * distance
     num = len(values)
     return num, pivot + total / num, max(squares - total * total / num, 0.0)
+
+
+def _moments_at_once(values: NDArray[Any], fill: np.float32, log: bool) -> tuple[int, float, float]:
+    """`_moments` in array expressions, for a device: one thread that goes from value to value is no way there."""
+    xp, num = array_module(values), len(values)
+    if not num:
+        return 0, 0.0, 0.0
+    wide = xp.where(xp.isnan(values), fill, values).astype(np.float64)
+    if log:
+        wide = xp.log(1.0 + xp.maximum(wide, 0.0))
+    distances = wide - wide[0]
+    total, squares = float(distances.sum()), float((distances * distances).sum())
+    return num, float(wide[0]) + total / num, max(squares - total * total / num, 0.0)

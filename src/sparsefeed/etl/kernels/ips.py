@@ -8,6 +8,9 @@ of a covered position: sum w = n and sum w*y / sum w = the random rate, exactly.
 Cells of one response: 0 = not weighted (a random session, or not covered), then
 1 + (surface * num_buckets + bucket) * 2 + y. Where rows are sampled, a cell is one of these with a stratum, the rate
 the row was kept with, and its weight bears the correction 1 / rate (`with_strata`, `strata_cells`).
+
+What has an entry per row (`position_buckets`, `count`, `cells`, `strata_cells`) takes numpy's arrays or CuPy's and
+computes where they lie, integers alone, so bit for bit the same. Tables and counts are small and always numpy's.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sparsefeed.etl.kernels.arrays import array_module, to_host
 
 __all__ = ["IpsTable", "cells", "count", "position_buckets", "strata_cells", "weigh", "with_strata"]
 
@@ -67,8 +72,18 @@ class IpsTable:
 
 
 def position_buckets(position: NDArray[np.int64], edges: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bucket i holds edges[i] <= position < edges[i+1]; below the first edge is bucket 0."""
-    return np.maximum(np.searchsorted(edges, position, side="right") - 1, 0)
+    """Bucket i holds edges[i] <= position < edges[i+1]; below the first edge is bucket 0.
+
+    Args:
+        position: int64 [n], numpy's or CuPy's.
+        edges: int64, ascending, numpy's.
+
+    Returns:
+        int64 [n] where `position` lies.
+    """
+    xp = array_module(position)
+    bucket: NDArray[np.int64] = xp.maximum(xp.searchsorted(xp.asarray(edges), position, side="right") - 1, 0)
+    return bucket
 
 
 def count(
@@ -79,10 +94,24 @@ def count(
     num_surfaces: int,
     num_buckets: int,
 ) -> NDArray[np.int64]:
-    """Impressions per cell: int64 [surfaces, buckets, 2 (production, random), 2 (y)]; counts of days add."""
-    shape = (num_surfaces, num_buckets, 2, 2)
-    index = np.ravel_multi_index((surface, bucket, random.astype(np.int64), y.astype(np.int64)), shape)
-    return np.bincount(index, minlength=int(np.prod(shape))).reshape(shape)
+    """Impressions per cell; counts of days add.
+
+    Args:
+        surface: int64 [n] in [0, num_surfaces), numpy's or CuPy's, as the next three.
+        bucket: int64 [n] in [0, num_buckets).
+        random: bool [n].
+        y: bool [n].
+        num_surfaces: at least 0.
+        num_buckets: at least 1.
+
+    Returns:
+        int64 [surfaces, buckets, 2 (production, random), 2 (y)], numpy's.
+    """
+    xp, shape = array_module(surface), (num_surfaces, num_buckets, 2, 2)
+    if not len(surface):  # of which CuPy finds no maximum
+        return np.zeros(shape, np.int64)
+    index = ((surface * num_buckets + bucket) * 2 + random) * 2 + y
+    return to_host(xp.bincount(index, minlength=num_surfaces * num_buckets * 4)).reshape(shape)
 
 
 def weigh(
@@ -144,7 +173,7 @@ def with_strata(weight: NDArray[np.float64], rates: NDArray[np.float64]) -> NDAr
 
 
 def strata_cells(cell: NDArray[np.int32], stratum: NDArray[np.int8], num_strata: int) -> NDArray[np.int32]:
-    """Cell of each row among those of `with_strata`."""
+    """Cell of each row among those of `with_strata`: int32 [n] where `cell` and `stratum` lie, numpy's or CuPy's."""
     return (cell * np.int32(num_strata) + stratum).astype(np.int32)
 
 
@@ -155,10 +184,21 @@ def cells(
     y: NDArray[np.bool_],
     covered: NDArray[np.bool_],
 ) -> NDArray[np.int32]:
-    """Cell of each row: 0 for a random session, for a surface out of range or an uncovered position."""
-    num_surfaces, num_buckets = covered.shape
+    """Cell of each row: 0 for a random session, for a surface out of range or an uncovered position.
+
+    Args:
+        surface: int64 [n], numpy's or CuPy's, as the next three; any value.
+        bucket: int64 [n], at least 0.
+        random: bool [n].
+        y: bool [n].
+        covered: bool [surfaces, buckets] of the fitted table, numpy's.
+
+    Returns:
+        int32 [n] where the rows lie.
+    """
+    xp, (num_surfaces, num_buckets) = array_module(surface), covered.shape
     inside = (surface >= 0) & (surface < num_surfaces) & (bucket < num_buckets) & ~random
-    safe_surface, safe_bucket = np.where(inside, surface, 0), np.where(inside, bucket, 0)
-    weighted = inside & covered[safe_surface, safe_bucket] if covered.size else np.zeros(len(y), bool)
-    cell = 1 + (safe_surface * num_buckets + safe_bucket) * 2 + y
-    return np.where(weighted, cell, 0).astype(np.int32)
+    safe_surface, safe_bucket = xp.where(inside, surface, 0), xp.where(inside, bucket, 0)
+    weighted = inside & xp.asarray(covered)[safe_surface, safe_bucket] if covered.size else xp.zeros(len(y), bool)
+    cell: NDArray[np.int32] = xp.where(weighted, 1 + (safe_surface * num_buckets + safe_bucket) * 2 + y, 0)
+    return cell.astype(np.int32)

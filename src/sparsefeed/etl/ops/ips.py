@@ -19,6 +19,7 @@ from sparsefeed.errors import DataError, DataWarning
 from sparsefeed.etl import frame
 from sparsefeed.etl.impressions import POSITION, RANDOM, STRATUM, SURFACE, label
 from sparsefeed.etl.kernels import ips as kernel
+from sparsefeed.etl.kernels.arrays import array_module
 from sparsefeed.etl.kernels.sampling import strata
 from sparsefeed.etl.ops.statistic import Statistic
 from sparsefeed.etl.spec import FeedSpec
@@ -40,7 +41,7 @@ def cell(response: str) -> str:
 
 
 def _codes(column: Any, names: Sequence[str]) -> NDArray[np.int64]:
-    """Index of each row's surface in `names`, -1 for another or null."""
+    """Index of each row's surface in `names`, -1 for another or null; in host memory, as dictionaries are."""
     array = frame.arrow(column)
     index = {name: i for i, name in enumerate(names)}
     codes = [np.empty(0, np.int64)]
@@ -52,20 +53,20 @@ def _codes(column: Any, names: Sequence[str]) -> NDArray[np.int64]:
 
 
 def count_cells(part: DataFrameType, edges: NDArray[np.int64], responses: Sequence[str]) -> Counts:
-    """Impressions of a partition per surface, response, bucket, kind of session and y."""
+    """Impressions of a partition per surface, response, bucket, kind of session and y, counted where columns lie."""
     column = frame.arrow(part[SURFACE])
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     surfaces = sorted({str(s) for chunk in chunks for s in chunk.unique().to_pylist() if s is not None})
-    code = _codes(part[SURFACE], surfaces)
-    bucket = kernel.position_buckets(frame.numpy(part[POSITION]).astype(np.int64), edges)
-    random = frame.numpy(part[RANDOM]).astype(bool)
+    bucket = kernel.position_buckets(frame.values(part[POSITION]).astype(np.int64), edges)
+    random = frame.values(part[RANDOM]).astype(bool)
+    code = array_module(bucket).asarray(_codes(part[SURFACE], surfaces))
     inside = code >= 0
     per_response = [
         kernel.count(
             code[inside],
             bucket[inside],
             random[inside],
-            frame.numpy(part[label(r)])[inside] > 0,
+            frame.values(part[label(r)])[inside] > 0,
             len(surfaces),
             len(edges),
         )
@@ -225,15 +226,17 @@ class Ips(Statistic):
         return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
-        """W float32 and cell int32 per response; w = table[cell]."""
-        code = _codes(df[SURFACE], self.surfaces)
-        bucket = kernel.position_buckets(frame.numpy(df[POSITION]).astype(np.int64), self.edges)
-        random, stratum = frame.numpy(df[RANDOM]).astype(bool), frame.numpy(df[STRATUM])
+        """W float32 and cell int32 per response; w = table[cell]; where the columns lie."""
+        bucket = kernel.position_buckets(frame.values(df[POSITION]).astype(np.int64), self.edges)
+        random, stratum = frame.values(df[RANDOM]).astype(bool), frame.values(df[STRATUM])
+        xp = array_module(bucket)
+        code = xp.asarray(_codes(df[SURFACE], self.surfaces))
         out: dict[str, Any] = {}
         for response, table in self.tables.items():
-            y = frame.numpy(df[label(response)]) > 0
+            y = frame.values(df[label(response)]) > 0
             cells = kernel.strata_cells(kernel.cells(code, bucket, random, y, table.covered), stratum, len(self.rates))
-            out[weight(response)] = kernel.with_strata(table.weight, self.rates)[cells].astype(np.float32)
+            weights = xp.asarray(kernel.with_strata(table.weight, self.rates))
+            out[weight(response)] = weights[cells].astype(np.float32)
             out[cell(response)] = cells
         return frame.like(df, out)
 

@@ -47,8 +47,8 @@ class Standardise(Statistic):
         return [feature.name for feature in self.features]
 
     def collect(self, part: DataFrameType, number: int) -> list[Moments]:
-        """Moments of a partition."""
-        return [Moments.of(frame.numpy(part[f.name]), f.fill, f.log) for f in self.features]
+        """Moments of a partition, computed where its columns lie."""
+        return [Moments.of(frame.values(part[f.name]), f.fill, f.log) for f in self.features]
 
     def merge(self, parts: Sequence[list[Moments]]) -> list[Moments]:
         """Moments of several partitions."""
@@ -59,10 +59,10 @@ class Standardise(Statistic):
         self.scales = {n: (m.mean, m.std) for n, m in zip(self.columns, dask_stats[0], strict=True)}
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
-        """Standardised features, float32."""
+        """Standardised features, float32, where the columns lie."""
         out: dict[str, Any] = {}
         for feature in self.features:
-            values = frame.numpy(df[feature.name])
+            values = frame.values(df[feature.name])
             out[feature.name] = standardise(values, feature.fill, feature.log, *self.scales[feature.name])
         return frame.like(df, out)
 

@@ -15,7 +15,21 @@ from typing import Any
 
 import altair as alt
 
-__all__ = ["BLUE", "GREEN", "GREY", "HUES", "PALE", "VERMILION", "Plot", "Row", "draw", "legend", "log_axis"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "HUES",
+    "PALE",
+    "VERMILION",
+    "Plot",
+    "Row",
+    "chart_of",
+    "draw",
+    "legend",
+    "log_axis",
+    "unit_rule",
+]
 
 Row = dict[str, Any]
 
@@ -77,6 +91,19 @@ def draw(chart: Any, name: str, title: str, label: str, height: int = HEIGHT) ->
     numbers: dict[str, int] = {}
     svg = _REFERENCE.sub(lambda m: f"{m[1]}{name}-{numbers.setdefault(m[2], len(numbers))}", out.getvalue())
     return Plot(title, label, svg)
+
+
+def chart_of(rows: Sequence[Row]) -> Any:
+    """A chart of rows without marks yet; a row with a number that is not finite is left out."""
+    # Plain lists, so that no data frame library is needed.
+    finite = [row for row in rows if all(math.isfinite(value) for value in row.values() if isinstance(value, float))]
+    return alt.Chart(alt.Data(values=finite))
+
+
+def unit_rule(axis: str) -> Any:
+    """A thin dotted line where the axis ("x" or "y") is 1."""
+    where: dict[str, Any] = {axis: alt.datum(1)}
+    return alt.Chart(alt.Data(values=[{}])).mark_rule(color="#888", strokeDash=[2, 3]).encode(**where)
 
 
 def legend(names: Sequence[str], colours: Sequence[str]) -> Any:

@@ -17,19 +17,19 @@ from sparsefeed.workflows.report.chart import (
     VERMILION,
     Plot,
     Row,
+    chart_of,
     draw,
     legend,
     log_axis,
+    unit_rule,
 )
-from sparsefeed.workflows.report.run import CurvePoint, Etl, IpsCell, Load, Metrics, Quality, RankedPost, StoredTable
+from sparsefeed.workflows.report.run import CurvePoint, Etl, Load, Metrics, Quality, RankedPost, StoredTable
 
 __all__ = [
     "MODEL_NAMES",
-    "busiest_surfaces",
     "calibration",
     "feed_order",
     "id_rows",
-    "ips_weights",
     "latency_by_load",
     "latency_by_step",
     "learning_curve",
@@ -53,7 +53,7 @@ def response_rates(rates: Mapping[str, tuple[float, float]]) -> Plot:
         if rate > 0
     ]
     scale, ticks = log_axis([row["rate"] for row in rows], (0.1, 0.1))
-    base = _base(rows).encode(
+    base = chart_of(rows).encode(
         y=alt.Y("response:N", sort=list(rates), title=None),
         x=alt.X("rate:Q", scale=scale, title="share of impressions", axis=alt.Axis(values=ticks, format="~%")),
     )
@@ -75,7 +75,7 @@ def id_rows(etl: Etl) -> Plot:
         parts = zip(kinds, (ids, used - ids, capacity - used), strict=True)
         rows += [{"table": table, "kind": kind, "order": i, "rows": n} for i, (kind, n) in enumerate(parts)]
     chart = (
-        _base(rows)
+        chart_of(rows)
         .mark_bar()
         .encode(
             y=alt.Y("table:N", sort=list(etl.capacity_rows), title=None),
@@ -86,43 +86,6 @@ def id_rows(etl: Etl) -> Plot:
     )
     words = (f"{table}: {etl.num_ids[table]:,} ids in {n:,} rows" for table, n in etl.capacity_rows.items())
     return draw(chart, "ids", "Rows of the tables", "; ".join(words), _height(len(etl.capacity_rows)))
-
-
-def ips_weights(response: str, cells: Sequence[IpsCell], number: int) -> Plot:
-    """Weight by position of one response: a colour per surface, a dash per y; uncovered cells are left out."""
-    surfaces = busiest_surfaces(cells)
-    rows: list[Row] = [
-        {"position": c.position, "weight": c.weight, "surface": c.surface, "y": f"y = {c.y}"}
-        for c in cells
-        if c.reason == "" and c.weight > 0 and c.surface in surfaces
-    ]
-    scale, ticks = log_axis([row["weight"] for row in rows], (0.5, 1.0))
-    lines = (
-        _base(rows)
-        .mark_line(point=_points(len({row["position"] for row in rows})))
-        .encode(
-            x=alt.X("position:Q", title="position", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False)),
-            y=alt.Y("weight:Q", scale=scale, title="weight", axis=alt.Axis(values=ticks, format="~g")),
-            color=alt.Color("surface:N", scale=legend(surfaces, HUES)),
-            strokeDash=alt.StrokeDash(
-                "y:N",
-                scale=alt.Scale(domain=["y = 1", "y = 0"], range=[[1, 0], [4, 3]]),
-                legend=None,
-            ),
-        )
-    )
-    label = f"Weights of {response} by position: " + "; ".join(
-        f"y = {y} from {min(w):.2f} to {max(w):.2f}" for y in (1, 0) if (w := [c.weight for c in cells if c.y == y])
-    )
-    return draw(_unit_rule("y") + lines, f"ips-{number}", f"{response} (solid: y = 1, dashed: y = 0)", label)
-
-
-def busiest_surfaces(cells: Sequence[IpsCell]) -> list[str]:
-    """The surfaces with the most impressions, as many as there are colours; by name."""
-    impressions: dict[str, int] = {}
-    for cell in cells:
-        impressions[cell.surface] = impressions.get(cell.surface, 0) + cell.num_random + cell.num_production
-    return sorted(sorted(impressions, key=lambda s: -impressions[s])[: len(HUES)])
 
 
 def learning_curve(response: str, curves: Mapping[str, Sequence[CurvePoint]], number: int) -> Plot:
@@ -138,7 +101,7 @@ def learning_curve(response: str, curves: Mapping[str, Sequence[CurvePoint]], nu
     ]
     colours = [_MODEL_COLOURS[MODEL_NAMES[weights]] for weights in curves]
     chart = (
-        _base(rows)
+        chart_of(rows)
         .mark_line(point=_points(max(len(curve) for curve in curves.values())))
         .encode(
             x=alt.X("samples:Q", title="impressions trained on", axis=alt.Axis(format="~s", tickCount=6)),
@@ -161,7 +124,7 @@ def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot
         rows = [{k: row[k] for k in ("response", "model", metric)} for row in named if math.isfinite(row[metric])]
         names = list(dict.fromkeys(row["model"] for row in rows))
         marks = (
-            _base(rows)
+            chart_of(rows)
             .mark_point(filled=True, size=80, opacity=1)
             .encode(
                 y=alt.Y("response:N", sort=list(measured), title=None, axis=alt.Axis(grid=True)),
@@ -183,7 +146,7 @@ def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot
     scale, ticks = log_axis(ratios, (0.9, 1.1))
     return (
         dots(
-            "predicted_over_actual", "predicted / actual", scale, alt.Axis(values=ticks, format="~g"), [_unit_rule("x")]
+            "predicted_over_actual", "predicted / actual", scale, alt.Axis(values=ticks, format="~g"), [unit_rule("x")]
         ),
         dots("auc", "AUC", alt.Scale(zero=False, padding=8), alt.Axis(tickCount=6), []),
     )
@@ -202,12 +165,12 @@ def calibration(response: str, models: Mapping[str, Quality], number: int) -> Pl
     axis = alt.Axis(format="~%", tickCount=5)
     scale = alt.Scale(domain=[0, end], nice=False)
     diagonal = (
-        _base([{"predicted": 0, "actual": 0}, {"predicted": end, "actual": end}])
+        chart_of([{"predicted": 0, "actual": 0}, {"predicted": end, "actual": end}])
         .mark_line(color="#888", strokeDash=[2, 3])
         .encode(x=alt.X("predicted:Q"), y=alt.Y("actual:Q"))
     )
     lines = (
-        _base(rows)
+        chart_of(rows)
         .mark_line(point={"filled": True, "size": 36})
         .encode(
             x=alt.X("predicted:Q", title="predicted rate", scale=scale, axis=axis),
@@ -233,7 +196,7 @@ def latency_by_step(loads: Sequence[Load]) -> Plot:
             for kind, ms in ((f"{step.step} waits", step.queue_ms), (step.step, step.compute_ms)):
                 rows.append({"load": load.name, "kind": kind, "ms": ms, "order": len(rows)})
     chart = (
-        _base(rows)
+        chart_of(rows)
         .mark_bar()
         .encode(
             y=_loads_axis(loads),
@@ -256,7 +219,7 @@ def latency_by_load(loads: Sequence[Load]) -> Plot:
     colours = legend(list(percentiles), list(percentiles.values()))
     shapes = ("circle", "diamond", "square")
     rows = [{"load": load.name, "percentile": p, "ms": getattr(load, f"{p}_ms")} for load in loads for p in percentiles]
-    base = _base(rows).encode(
+    base = chart_of(rows).encode(
         y=_loads_axis(loads),
         x=alt.X("ms:Q", title="milliseconds", scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6)),
     )
@@ -277,7 +240,7 @@ def table_memory(tables: Sequence[StoredTable]) -> Plot:
         for kind, num_bytes in (("fp32", table.bytes_fp32), ("int8", table.bytes_int8))
     ]
     chart = (
-        _base(rows)
+        chart_of(rows)
         .mark_bar()
         .encode(
             y=alt.Y("table:N", sort=[table.name for table in tables], title=None),
@@ -313,13 +276,13 @@ def feed_order(posts: Sequence[RankedPost]) -> Plot:
     places = [1, max(max(post.before, post.after) for post in posts)]
     y = alt.Y("place:Q", axis=None, scale=alt.Scale(reverse=True, domain=places, padding=10, nice=False, zero=False))
     colour = alt.Color("way:N", scale=legend(ways, (BLUE, GREY, VERMILION)))
-    base = _base(rows)
+    base = chart_of(rows)
     lines = base.mark_line(strokeWidth=2, point={"filled": True, "size": 40}).encode(
         x=x, y=y, color=colour, detail="post:N"
     )
     chart = lines
     for side, align, dx in (("as shown", "right", -9), ("as ranked", "left", 9)):
-        text = _base([row for row in rows if row["side"] == side]).mark_text(align=align, dx=dx, fontSize=13)
+        text = chart_of([row for row in rows if row["side"] == side]).mark_text(align=align, dx=dx, fontSize=13)
         chart = chart + text.encode(x=x, y=y, text="text:N")
     ordered = sorted(posts, key=lambda post: post.after)
     label = "As ranked: " + "; ".join(f"{p.after}. {p.post}, before {p.before}" for p in ordered)
@@ -336,7 +299,7 @@ def score_parts(posts: Sequence[RankedPost], score_weights: Mapping[str, float])
         for i, (response, weight) in enumerate(score_weights.items())
     ]
     chart = (
-        _base(rows)
+        chart_of(rows)
         .mark_bar()
         .encode(
             y=alt.Y("post:N", sort=list(names.values()), title=None),
@@ -349,20 +312,9 @@ def score_parts(posts: Sequence[RankedPost], score_weights: Mapping[str, float])
     return draw(chart, "score", "What the score is made of", label, _height(len(posts)))
 
 
-def _base(rows: Sequence[Row]) -> Any:
-    # Plain lists, so that no data frame library is needed; what is not a finite number cannot be drawn.
-    finite = [row for row in rows if all(math.isfinite(value) for value in row.values() if isinstance(value, float))]
-    return alt.Chart(alt.Data(values=finite))
-
-
 def _points(num_points: int) -> Any:
     # A line through many points needs none of them marked.
     return {"filled": True, "size": 36} if num_points <= 30 else False
-
-
-def _unit_rule(axis: str) -> Any:
-    where: dict[str, Any] = {axis: alt.datum(1)}
-    return alt.Chart(alt.Data(values=[{}])).mark_rule(color="#888", strokeDash=[2, 3]).encode(**where)
 
 
 def _loads_axis(loads: Sequence[Load]) -> Any:

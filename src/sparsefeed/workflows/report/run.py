@@ -88,7 +88,7 @@ class Etl(_Record):
 
 
 class IpsCell(_Record):
-    """One row of `etl/ips.parquet`: a response, surface, position bucket and y."""
+    """One row of `etl/ips.parquet`: a response, surface, position bucket and y, of rows that sampling left whole."""
 
     response: str
     surface: str
@@ -96,6 +96,8 @@ class IpsCell(_Record):
     y: int
     weight: float
     reason: str  # "" where covered, else why the weight is 1
+    low: float | None = None  # 95 % bounds of the ratio of rates, before it was clipped and normalised; None where a
+    high: float | None = None  # rate is 0
     num_random: int
     num_random_y: int
     num_production: int
@@ -331,7 +333,9 @@ def _curve(content: bytes) -> tuple[CurvePoint, ...]:
 
 def _ips(content: bytes) -> tuple[IpsCell, ...]:
     rows = pq.read_table(pa.BufferReader(content)).to_pylist()
-    return TypeAdapter(tuple[IpsCell, ...]).validate_python(rows)
+    # Other strata are the same cells again, their weights times what sampling left out.
+    whole = [row for row in rows if row.get("stratum", 0) == 0]
+    return TypeAdapter(tuple[IpsCell, ...]).validate_python(whole)
 
 
 def _served(root: Path) -> Served | None:

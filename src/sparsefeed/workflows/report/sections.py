@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sparsefeed.workflows.report import plots
+from sparsefeed.workflows.report import plots, weights
 from sparsefeed.workflows.report.run import Etl, IpsCell, Metrics, Run, Served
 from sparsefeed.workflows.report.section import Part, Section, Table, missing, number
 
@@ -124,17 +124,22 @@ def _weights(run: Run) -> Section:
         return missing(anchor, title, "etl", "etl/ips.parquet")
     responses = list(dict.fromkeys(cell.response for cell in run.ips))
     uncovered = sum(cell.reason != "" for cell in run.ips)
-    shown = plots.busiest_surfaces(run.ips)
+    shown = weights.busiest_surfaces(run.ips)
     num_surfaces = len({cell.surface for cell in run.ips})
     text = [
         "Production sessions show what the policy expects to please, first of all at the top; random sessions do not. "
         "A production impression is weighted by the rate of its response (y = 1) or of its absence (y = 0) in "
         "random sessions at that position, divided by the rate in production sessions. Training then sees the rates "
         "of random traffic.",
-        f"{uncovered} of {len(run.ips)} cells could not be weighted and weigh 1; the table below says why."
+        f"{uncovered} of {len(run.ips)} cells could not be weighted and weigh 1; plots and table say which and why."
         if uncovered
         else f"All {len(run.ips)} cells (response, surface, position, y) are covered by random sessions.",
     ]
+    if any(cell.low is not None for cell in run.ips):
+        text.append(
+            "Bars hold the ratio of the two rates with a confidence of 95 %, before it was clipped and normalised: a "
+            "long one is a position with few responses."
+        )
     if num_surfaces > len(shown):
         text.append(f"Drawn are the {len(shown)} surfaces with the most impressions, of {num_surfaces}.")
     cells = {response: [cell for cell in run.ips if cell.response == response] for response in responses}
@@ -143,7 +148,7 @@ def _weights(run: Run) -> Section:
         title,
         tuple(text),
         (
-            Part(tuple(plots.ips_weights(response, cells[response], i) for i, response in enumerate(responses))),
+            Part(tuple(weights.ips_weights(response, cells[response], i) for i, response in enumerate(responses))),
             Part(
                 tuple(_cells(response, cells[response]) for response in responses), "Weights and counts of every cell"
             ),
@@ -158,12 +163,13 @@ def _cells(response: str, cells: Sequence[IpsCell]) -> Table:
             str(cell.position),
             str(cell.y),
             f"{cell.weight:.3f}" + (f" ({cell.reason})" if cell.reason else ""),
+            "–" if cell.low is None or cell.high is None else f"{cell.low:.3f} to {cell.high:.3f}",
             f"{cell.num_random_y:,} of {cell.num_random:,}",
             f"{cell.num_production_y:,} of {cell.num_production:,}",
         )
         for cell in cells
     )
-    return Table(response, ("surface", "position", "y", "weight", "random", "production"), rows)
+    return Table(response, ("surface", "position", "y", "weight", "95 % bounds", "random", "production"), rows)
 
 
 def _training(run: Run) -> Section:

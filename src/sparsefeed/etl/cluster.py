@@ -7,28 +7,42 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from sparsefeed.errors import ToolError
 from sparsefeed.etl.config import ClusterConfig
 
-__all__ = ["compute", "gathered", "num_slots", "open_cluster", "use_gpu"]
+__all__ = ["compute", "computes_with", "gathered", "num_slots", "open_cluster", "use_gpu"]
 
 Result = TypeVar("Result")
 _CONNECT_S = 10
+_elsewhere: ContextVar[Callable[[Sequence[Callable[[], Any]]], list[Any]] | None] = ContextVar("cluster", default=None)
 
 
 def compute(calls: Sequence[Callable[[], Result]]) -> list[Result]:
     """Make calls that do not depend on each other, on Merlin's cluster or in this process; results in order.
 
-    A call whose worker dies is made again on another.
+    A call whose worker dies is made again on another. Inside `computes_with` another cluster makes them.
     """
+    if (elsewhere := _elsewhere.get()) is not None:
+        return elsewhere(calls)
     from merlin.core.utils import global_dask_client
 
     client = global_dask_client()
     if client is None:
         return [call() for call in calls]
     return gathered(client, [client.submit(call, pure=False) for call in calls])
+
+
+@contextmanager
+def computes_with(cluster: Callable[[Sequence[Callable[[], Any]]], list[Any]]) -> Iterator[None]:
+    """Calls of `compute` go to a cluster that is not Merlin's while this is open."""
+    token = _elsewhere.set(cluster)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
 
 
 def gathered(client: Any, futures: Sequence[Any]) -> list[Any]:

@@ -15,7 +15,8 @@ from typing import Any
 from sparsefeed.errors import DataError, SpecError
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.logs import days_of
-from sparsefeed.etl.pipeline import finished, run
+from sparsefeed.etl.pipeline import run
+from sparsefeed.etl.result import finished
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.progress import Progress, silent
 

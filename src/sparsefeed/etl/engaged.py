@@ -6,7 +6,7 @@ Rows of other sessions say little of what a member likes; whether leaving them o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from sparsefeed.etl.array_file import ArrayFile
 from sparsefeed.etl.cluster import compute
 from sparsefeed.etl.columns import KEY
 from sparsefeed.etl.ids.sorted_keys import places
-from sparsefeed.etl.logs import Partition
 from sparsefeed.etl.runs import Runs
 
 __all__ = ["EngagedSessions"]
@@ -41,22 +40,22 @@ class EngagedSessions:
     @classmethod
     def find(
         cls,
-        partitions: Sequence[Partition],
-        keys_of: Callable[[Partition], NDArray[np.uint64]],
+        over: Callable[[Callable[[Iterable[tuple[int, Any]]], int]], list[int]],
+        keys_of: Callable[[Any], NDArray[np.uint64]],
         scratch: Path,
         path: Path,
     ) -> EngagedSessions:
         """Look through all partitions; `scratch` is used and removed.
 
         Args:
-            partitions: to be read.
-            keys_of: reads one: the keys of its sessions with a response, repeated or not.
+            over: gives the numbered frame of every partition to a function, where the partitions are read.
+            keys_of: of a frame, the keys of its sessions with a response, repeated or not.
             scratch: for runs.
             path: of the result.
         """
         runs = Runs(scratch / "engaged")
-        compute([partial(_note, keys_of, partition, runs) for partition in partitions])
-        compute([partial(_merge, runs, len(partitions), path)])
+        num_runs = len(over(partial(_note, keys_of, runs)))
+        compute([partial(_merge, runs, num_runs, path)])
         runs.remove()
         return cls(path)
 
@@ -66,8 +65,9 @@ class EngagedSessions:
         return places(ascending, keys) >= 0
 
 
-def _note(keys_of: Callable[[Partition], NDArray[np.uint64]], partition: Partition, runs: Runs) -> int:
-    return runs.write(partition.number, pa.table({KEY: np.unique(keys_of(partition))}))
+def _note(keys_of: Callable[[Any], NDArray[np.uint64]], runs: Runs, frames: Iterable[tuple[int, Any]]) -> int:
+    ((number, part),) = frames
+    return runs.write(number, pa.table({KEY: np.unique(keys_of(part))}))
 
 
 def _merge(runs: Runs, num_runs: int, path: Path) -> int:

@@ -7,11 +7,11 @@ Strings and lists stay in Arrow's memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sparsefeed.errors import DataError
 from sparsefeed.etl import frame
 from sparsefeed.etl.actions import ActionIndex
+from sparsefeed.etl.cluster import compute, num_slots
 from sparsefeed.etl.engaged import EngagedSessions
 from sparsefeed.etl.kernels.dense import has_infinity
 from sparsefeed.etl.kernels.sampling import kept, strata, stratum_of
@@ -37,6 +38,7 @@ __all__ = [
     "STRATUM",
     "SURFACE",
     "TIME",
+    "Frames",
     "ReadImpressions",
     "columns_of",
     "event_time",
@@ -46,6 +48,8 @@ __all__ = [
 TIME, POSITION, SURFACE, RANDOM, IMPRESSION = "_time", "_position", "_surface", "_random", "impression_id"
 STRATUM = "_stratum"  # of the rate that a row was kept with, 0 where all are (kernels.sampling)
 Column = Any  # numpy [n], or Arrow's array of strings or lists
+Result = TypeVar("Result")
+Frames = Iterable[tuple[int, frame.Frame]]  # and the number of each among the partitions
 
 
 def label(response: str) -> str:
@@ -107,13 +111,31 @@ class ReadImpressions:
         engaged = None
         if sampling.sessions == "engaged":
             labels = tuple(label(response.name) for response in self.spec.responses)
-            keys_of = partial(_engaged, replace(self, columns=(*labels, _SESSION)))
-            engaged = EngagedSessions.find(partitions, keys_of, scratch, scratch / "engaged.npy")
+            over = partial(replace(self, columns=(*labels, _SESSION)).over, partitions)
+            engaged = EngagedSessions.find(over, partial(_engaged, labels), scratch, scratch / "engaged.npy")
         return replace(self, sample=True, engaged=engaged)
 
     def project_columns(self, columns: Sequence[str]) -> ReadImpressions:
         """The same reader for fewer columns (Dask's column projection)."""
         return replace(self, columns=tuple(columns))
+
+    def over(
+        self, partitions: Sequence[Partition], work: Callable[[Frames], Result], most_per_task: int = 1
+    ) -> list[Result]:
+        """Read partitions and work on them where they are read, on the cluster; what each task gave, in order.
+
+        A task reads one partition when it is asked for it, so a worker that lets go of one holds one at a time.
+
+        Args:
+            partitions: to be read.
+            work: given the frames of a task's partitions.
+            most_per_task: partitions of a task at most; so many only if all slots of the cluster have as many.
+        """
+        numbered, slots = list(enumerate(partitions)), num_slots()
+        num_tasks = slots * -(-len(numbered) // (slots * most_per_task))
+        size = -(-len(numbered) // max(num_tasks, 1)) or 1
+        batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
+        return compute([partial(_read_and_work, self, batch, work) for batch in batches])
 
     @property
     def meta(self) -> frame.Frame:
@@ -136,12 +158,26 @@ class ReadImpressions:
             first = np.ones(partition.num_rows, np.bool_)
             first[dropped] = False
             columns = _filtered(columns, first)
+        joined = self.actions.first_times(partition.day, columns[_KEYS]) if self.actions and self.joins else {}
+        return self._frame(columns, joined)
+
+    def of_table(self, table: pa.Table, where: Piece, acted: Mapping[str, NDArray[np.int64]]) -> frame.Frame:
+        """A frame of rows that were read, cleared of repeats and joined with their actions elsewhere.
+
+        Args:
+            table: with the columns of `raw_columns`.
+            where: names the rows in errors.
+            acted: per response, the time in ms of the first action of each row, 0 for none.
+        """
+        return self._frame(self._columns(where, self.raw_columns(), table), acted)
+
+    def _frame(self, columns: dict[str, Column], acted: Mapping[str, NDArray[np.int64]]) -> frame.Frame:
+        """Labels, the sampling and the order of columns: what there is to do with rows wherever they come from."""
         keys = columns.pop(_KEYS, None)
-        if self.actions and self._joins:
-            for response, acted in self.actions.first_times(partition.day, keys).items():
-                # A clock may say that the action came before the impression; it did not.
-                moment = np.where(acted > 0, np.maximum(acted, columns[TIME]), 0)
-                columns |= {label(response): (moment > 0).astype(np.float32), event_time(response): moment}
+        for response, first in acted.items():
+            # A clock may say that the action came before the impression; it did not.
+            moment = np.where(first > 0, np.maximum(first, columns[TIME]), 0)
+            columns |= {label(response): (moment > 0).astype(np.float32), event_time(response): moment}
         columns[STRATUM] = np.zeros(len(columns[RANDOM]), np.int8)
         if self.sample and self.spec.sampling:
             columns = _sampled(columns, keys, self.spec, self.engaged)
@@ -160,7 +196,7 @@ class ReadImpressions:
         if logs.impression in raw:
             ids = no_nulls(piece, logs.impression, lambda column: column, table)
             columns[IMPRESSION] = ids.to_numpy() if pa.types.is_integer(ids.type) else ids
-            if self._joins or self.sample:
+            if self.joins or self.sample:
                 columns[_KEYS] = event_keys(ids)
         for response in spec.responses:
             if response.column in raw:
@@ -184,7 +220,7 @@ class ReadImpressions:
         return columns
 
     @property
-    def _joins(self) -> bool:
+    def joins(self) -> bool:
         """Whether a label is asked for that comes from actions."""
         responses = [r.name for r in self.spec.responses if r.column is None]
         wanted = any(name in self.columns for r in responses for name in (label(r), event_time(r)))
@@ -194,14 +230,14 @@ class ReadImpressions:
         """Columns of the file that the frame's need."""
         logs, sessions, asked = self.spec.logs, self.spec.sessions, set(self.columns)
         needs: dict[str | None, bool] = {f.name: f.name in asked for f in self.spec.of_kind("id", "ids", "dense")}
-        needs[logs.time] = TIME in asked or self._joins
+        needs[logs.time] = TIME in asked or self.joins
         for response in self.spec.responses:
             if response.column:
                 timed = event_time(response.name) in asked
                 wanted = timed or self.sample or label(response.name) in asked
                 needs[response.column] = needs.get(response.column, False) or wanted
                 needs[logs.time] = needs[logs.time] or timed
-        needs[logs.impression] = IMPRESSION in asked or self._joins or self.sample
+        needs[logs.impression] = IMPRESSION in asked or self.joins or self.sample
         needs[logs.session] = _SESSION in asked or self.engaged is not None
         needs[logs.position] = POSITION in asked
         needs[logs.surface] = SURFACE in asked
@@ -220,10 +256,15 @@ def _filtered(columns: dict[str, Column], kept: NDArray[np.bool_]) -> dict[str, 
     }
 
 
-def _engaged(read: ReadImpressions, partition: Partition) -> NDArray[np.uint64]:
+def _read_and_work(
+    read: ReadImpressions, batch: Sequence[tuple[int, Partition]], work: Callable[[Frames], Result]
+) -> Result:
+    return work((number, read(partition)) for number, partition in batch)
+
+
+def _engaged(labels: Sequence[str], part: frame.Frame) -> NDArray[np.uint64]:
     """Keys of the sessions of rows that have a response."""
-    part = read(partition)
-    responses = [frame.numpy(part[name]) > 0 for name in read.columns if name != _SESSION]
+    responses = [frame.numpy(part[name]) > 0 for name in labels]
     return np.asarray(frame.numpy(part[_SESSION])[np.logical_or.reduce(responses)], np.uint64)
 
 

@@ -17,7 +17,17 @@ from sparsefeed.errors import DataError, did_you_mean
 from sparsefeed.etl.spec import Actions, FeedSpec, IdFeature, IdListFeature
 from sparsefeed.etl.stored_file import StoredFile, find_files, root_of, side_by_side
 
-__all__ = ["Kinds", "LogFile", "LogFolder", "Partition", "Piece", "action_columns", "days_of", "impression_columns"]
+__all__ = [
+    "MEANING",
+    "Kinds",
+    "LogFile",
+    "LogFolder",
+    "Partition",
+    "Piece",
+    "action_columns",
+    "days_of",
+    "impression_columns",
+]
 
 
 @dataclass(frozen=True)
@@ -258,7 +268,7 @@ def _is(kind: str, dtype: pa.DataType) -> bool:
     return allowed[kind]
 
 
-_MEANING = {
+MEANING = {  # of each kind, in errors
     "string": "string",
     "strings": "list<string>",
     "id": "int64 or string",
@@ -295,5 +305,5 @@ def _check(path: StoredFile, wanted: Kinds) -> tuple[pa.Schema, tuple[int, ...]]
                 f'{path}: column "{name}" is missing{did_you_mean(name, schema.names)}; mend the file or the recipe'
             )
         if not _is(kind, schema.field(name).type):
-            raise DataError(f'{path}: column "{name}" is {schema.field(name).type}; it must be {_MEANING[kind]}')
+            raise DataError(f'{path}: column "{name}" is {schema.field(name).type}; it must be {MEANING[kind]}')
     return schema, row_groups

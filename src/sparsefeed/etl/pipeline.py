@@ -7,13 +7,12 @@ the same logs and spec has nothing to do. A day is added to a result by the same
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -24,17 +23,25 @@ from sparsefeed.errors import BadFileError, DataError, DataWarning
 from sparsefeed.etl.cluster import open_cluster, use_gpu
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions
-from sparsefeed.etl.logs import LogFolder
+from sparsefeed.etl.logs import LogFolder, Partition
+from sparsefeed.etl.result import emptied, finished, publish
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.stored_file import StoredFile, is_remote
 from sparsefeed.etl.training_data import write_training_data
 from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
-from sparsefeed.lock import only_writer
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["finished", "held_out_days", "rows_of_partitions", "run"]
+__all__ = [
+    "fit_and_write",
+    "held_out_days",
+    "partition_rows",
+    "repeats_note",
+    "rows_of_partitions",
+    "run",
+    "split_days",
+]
 
-_FULL_BYTES = 1 << 20
+Write = Callable[[FeedWorkflow, ReadImpressions, Sequence[Partition], Path], int]
 
 
 def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: str | None) -> str:
@@ -79,42 +86,23 @@ def run(
     if summary.get("fingerprint") == _fingerprint(spec, config, logs, before):
         progress(4, 4, "nothing to do: made from the same spec and logs")
         return summary
-    partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with only_writer(partial, wait=False) as alone:
-        if not alone:
-            raise DataError(f"{out}: another ETL is writing it now; wait for it, or name another workspace")
-        _empty(partial)  # of what a run left that was killed
-        try:
-            while True:
-                days = logs.days
-                if len(days) <= config.eval_days:
-                    raise DataError(
-                        f"{logs_root}: {len(days)} days of impressions, eval_days = {config.eval_days}: none is left "
-                        "to train on"
-                    )
-                try:
-                    made = _make(spec, logs, partial, config, progress, previous)
-                    break
-                except BadFileError as error:  # found in the middle: what it gave so far must not stay
-                    skipped.add(error)
-                    logs = skipped.open(logs_root, spec, config)
-                    _empty(partial)
-            fingerprint = _fingerprint(spec, config, logs, before)
-            summary = {"format": 1, "fingerprint": fingerprint, "previous": before, "logs": _absolute(logs.root)}
-            summary |= made
-            summary["skipped"] = skipped.files
-            summary["warnings"] = [*skipped.warnings(), *summary["warnings"]]
-            (partial / "etl.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
-            shutil.rmtree(out, ignore_errors=True)
-            partial.rename(out)
-        except Exception as error:
-            # A library may say so in words of its own, or say something else.
-            full = os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(out.parent).free < _FULL_BYTES
-            shutil.rmtree(partial, ignore_errors=True)
-            if full:
-                raise OSError(errno.ENOSPC, f"the disk of {out.parent} is full") from error
-            raise
+
+    def make(folder: Path) -> dict[str, Any]:
+        opened = logs
+        while True:
+            try:
+                made = _make(spec, opened, folder, config, progress, previous)
+                break
+            except BadFileError as error:  # found in the middle: what it gave so far must not stay
+                skipped.add(error)
+                opened = skipped.open(logs_root, spec, config)
+                emptied(folder)
+        made["skipped"] = skipped.files
+        made["warnings"] = [*skipped.warnings(), *made["warnings"]]
+        fingerprint = _fingerprint(spec, config, opened, before)
+        return {"format": 1, "fingerprint": fingerprint, "previous": before, "logs": _absolute(opened.root), **made}
+
+    summary = publish(out, make)
     progress(4, 4, f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate")
     return summary
 
@@ -128,7 +116,12 @@ def rows_of_partitions(logs: LogFolder, config: EtlConfig) -> int:
     """Rows of a partition at most, so that there are enough training files."""
     eval_days = set(held_out_days(logs, config))
     num_rows = sum(file.num_rows for file in logs.impressions if file.day not in eval_days)
-    return max(1, min(config.partition_rows, num_rows // config.min_files))
+    return partition_rows(num_rows, config)
+
+
+def partition_rows(num_train_rows: int, config: EtlConfig) -> int:
+    """The same for so many rows of training days."""
+    return max(1, min(config.partition_rows, num_train_rows // config.min_files))
 
 
 @dataclass
@@ -181,54 +174,95 @@ def _absolute(root: str) -> str:
     return root if is_remote(root) else str(Path(root).resolve())
 
 
-def _empty(folder: Path) -> None:
-    for left in folder.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
 def _make(
-    spec: FeedSpec, logs: LogFolder, partial: Path, config: EtlConfig, progress: Progress, previous: Path | None
+    spec: FeedSpec, logs: LogFolder, folder: Path, config: EtlConfig, progress: Progress, previous: Path | None
 ) -> dict[str, Any]:
-    """Fit and write into an empty folder; everything but etl.json, whose content is returned."""
+    """Read the logs and make a result on the cluster; what etl.json says of it."""
     started = time.perf_counter()
-    feed = FeedWorkflow(spec, partial, previous)
-    gpu = use_gpu(config.cluster)
-    notes: list[str] = []
-    eval_days = held_out_days(logs, config)
-    train_days = logs.days[: len(logs.days) - len(eval_days)]
-    with open_cluster(config.cluster), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    split_days(logs.days, config, logs.root)
+    with open_cluster(config.cluster), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Dask and Merlin
         progress(0, 4, "looking for repeated impressions, indexing the actions")
         rows = rows_of_partitions(logs, config)
+        read = ReadImpressions.prepare(spec, logs, rows, folder / "scratch", use_gpu(config.cluster))
+
+        def write(feed: FeedWorkflow, read: ReadImpressions, partitions: Sequence[Partition], folder: Path) -> int:
+            out = feed.transform(dataset_of(spec, read, partitions, logs.text_impressions))
+            seed = config.shuffle_seed if config.shuffle else None
+            return write_training_data(out.to_ddf(), out.schema, spec, folder, config.row_group_rows, seed)
+
+        assert read.repeats is not None
+        notes = repeats_note(spec, read.repeats.count(), sum(file.num_rows for file in logs.impressions))
         partitions = logs.partitions(rows)
-        read = ReadImpressions.prepare(spec, logs, rows, partial / "scratch", gpu)
-        parts = {
-            "train": [p for p in partitions if p.day not in eval_days],
-            "eval": [p for p in partitions if p.day in eval_days],
-        }
+        made = fit_and_write(spec, read, partitions, logs.text_impressions, write, folder, config, progress, previous)
+    return {**made, "warnings": [*made["warnings"], *notes], "seconds": round(time.perf_counter() - started, 2)}
+
+
+def split_days(days: Sequence[date], config: EtlConfig, where: object) -> tuple[list[date], list[date]]:
+    """The days to train on, and those after them to evaluate on."""
+    if len(days) <= config.eval_days:
+        raise DataError(
+            f"{where}: {len(days)} days of impressions, eval_days = {config.eval_days}: none is left to train on"
+        )
+    num_train = len(days) - config.eval_days
+    return list(days[:num_train]), list(days[num_train:])
+
+
+def repeats_note(spec: FeedSpec, num_repeated: int, num_logged: int) -> list[str]:
+    """The warning of repeated impressions, if there are any."""
+    note = f'column "{spec.logs.impression}": {num_repeated} of {num_logged} rows repeat an id; dropped'
+    return [note] if num_repeated else []
+
+
+def fit_and_write(
+    spec: FeedSpec,
+    read: ReadImpressions,
+    partitions: Sequence[Partition],
+    text_impressions: bool,
+    write: Write,
+    folder: Path,
+    config: EtlConfig,
+    progress: Progress,
+    previous: Path | None = None,
+) -> dict[str, Any]:
+    """Fit on the training days and write all, wherever the rows are read: a result but etl.json, whose content it is.
+
+    Args:
+        spec: the declaration.
+        read: reads a partition, repeated rows dropped and labels joined, and works on it.
+        partitions: all, in the order of days.
+        text_impressions: whether ids of impressions are strings.
+        write: reads partitions, transforms and writes them into a folder that it makes; gives the rows.
+        folder: empty but for `scratch`, which is removed.
+        config: the split and the sizes.
+        progress: is told the steps.
+        previous: result to which the days are added; None: all is fitted.
+    """
+    train_days, eval_days = split_days(sorted({p.day for p in partitions}), config, "logs")
+    parts = {
+        name: [p for p in partitions if p.day in days] for name, days in (("train", train_days), ("eval", eval_days))
+    }
+    feed = FeedWorkflow(spec, folder, previous)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         progress(1, 4, f"fitting ids, statistics, weights and histories on {len(train_days)} days")
-        feed.fit(read, parts["train"], logs.text_impressions)
+        feed.fit(read, parts["train"], text_impressions)
         num_rows = {"eval": 0}
         for step, name, what in ((2, "train", "training"), (3, "eval", "evaluation"))[: 2 if eval_days else 1]:
             progress(step, 4, f"writing the {what} parquet")
-            chosen = read.sampling(parts[name], partial / "scratch") if name == "train" else read
-            dataset = dataset_of(spec, chosen, parts[name], logs.text_impressions)
-            num_rows[name] = _write(feed, dataset, partial / name, config)
-        notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
-    assert read.repeats is not None
-    if num_repeated := read.repeats.count():
-        num_logged = sum(file.num_rows for file in logs.impressions)
-        notes.append(f'column "{spec.logs.impression}": {num_repeated} of {num_logged} rows repeat an id; dropped')
+            chosen = read.sampling(parts[name], folder / "scratch") if name == "train" else read
+            num_rows[name] = write(feed, chosen, parts[name], folder / name)
+    notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
     if len(parts["train"]) < config.min_files:
         notes.append(
             f"{len(parts['train'])} training files, etl.min_files is {config.min_files}: row groups are not cut; write "
             "the logs with smaller ones"
         )
-    for folder in ("scratch", "runs"):
-        shutil.rmtree(partial / folder, ignore_errors=True)
-    (partial / "transform").mkdir()
-    feed.plan().save(partial / "transform" / "plan.json")
-    (partial / "spec.json").write_text(spec.dump(), "utf-8")
+    for scratch in ("scratch", "runs"):
+        shutil.rmtree(folder / scratch, ignore_errors=True)
+    (folder / "transform").mkdir()
+    feed.plan().save(folder / "transform" / "plan.json")
+    (folder / "spec.json").write_text(spec.dump(), "utf-8")
     maps = feed.map_ids.maps
     return {
         "spec_digest": spec.digest,
@@ -241,22 +275,4 @@ def _make(
         "capacity_rows": {name: id_map.capacity_rows for name, id_map in maps.items()},
         "ips": feed.ips.summary() if feed.ips else {},
         "warnings": notes,
-        "seconds": round(time.perf_counter() - started, 2),
     }
-
-
-def finished(out: Path) -> dict[str, Any]:
-    """The etl.json of an earlier run, {} where there is none; DataError when `out` is something else."""
-    if not out.exists():
-        return {}
-    try:
-        summary: dict[str, Any] = json.loads((out / "etl.json").read_text("utf-8"))
-        return dict(summary)
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{out}: exists and is no finished ETL result ({error}); remove it or name another") from error
-
-
-def _write(feed: FeedWorkflow, dataset: Any, folder: Path, config: EtlConfig) -> int:
-    out = feed.transform(dataset)
-    seed = config.shuffle_seed if config.shuffle else None
-    return write_training_data(out.to_ddf(), out.schema, feed.spec, folder, config.row_group_rows, seed)

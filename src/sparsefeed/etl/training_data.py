@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sparsefeed.etl.cluster import gathered
 from sparsefeed.etl.impressions import label
 from sparsefeed.etl.spec import FeedSpec
 
-__all__ = ["write_training_data"]
+__all__ = ["WriteFile", "describe", "file_writer", "write_training_data"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ class WriteFile:
         return path.name, len(table)
 
 
+def file_writer(
+    schema: Schema, spec: FeedSpec, folder: Path, row_group_rows: int, shuffle_seed: int | None
+) -> WriteFile:
+    """What writes the files of a folder, which is made; arguments as of `write_training_data`."""
+    folder.mkdir(parents=True)
+    ids = tuple(f.name for f in spec.of_kind("id"))
+    return WriteFile(folder, tuple(schema.column_names), row_group_rows, ids, shuffle_seed)
+
+
 def write_training_data(
     ddf: Any, schema: Schema, spec: FeedSpec, folder: Path, row_group_rows: int, shuffle_seed: int | None
 ) -> int:
@@ -82,14 +92,23 @@ def write_training_data(
         row_group_rows: rows of a row group.
         shuffle_seed: None leaves rows in order.
     """
-    folder.mkdir(parents=True)
-    columns = tuple(schema.column_names)
-    ids = tuple(f.name for f in spec.of_kind("id"))
-    write = WriteFile(folder, columns, row_group_rows, ids, shuffle_seed)
+    write = file_writer(schema, spec, folder, row_group_rows, shuffle_seed)
     tasks = [delayed(write)(part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
     client = global_dask_client()
     files = gathered(client, client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
-    index = {name: i for i, name in enumerate(columns)}
+    return describe(files, schema, spec, folder)
+
+
+def describe(files: Sequence[tuple[str, int]], schema: Schema, spec: FeedSpec, folder: Path) -> int:
+    """Write what trainers read about the files of a folder; returns the number of rows.
+
+    Args:
+        files: name and rows of each, in order.
+        schema: Merlin's, of the columns, in order.
+        spec: says which columns are labels, dense and ids.
+        folder: of the files.
+    """
+    index = {name: i for i, name in enumerate(schema.column_names)}
     kinds = {
         "cats": [f.name for f in spec.lookups],
         "conts": [f.name for f in spec.dense],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dask.dataframe as dd
 import merlin.dtypes as md
@@ -124,6 +125,15 @@ class FeedWorkflow:
         out = self.workflow.transform(dataset)
         columns = training_columns(self.spec)
         return Dataset(out.to_ddf()[columns], schema=out.schema[columns], cpu=dataset.cpu)
+
+    def transform_frame(self, part: Any) -> Any:
+        """The training columns of one partition's frame."""
+        return self.workflow.transform(part)[training_columns(self.spec)]
+
+    @property
+    def schema(self) -> Schema:
+        """Merlin's, of the training columns, once fitted."""
+        return self.workflow.output_schema[training_columns(self.spec)]
 
     def plan(self) -> ServingPlan:
         """The fitted workflow's serving plan."""

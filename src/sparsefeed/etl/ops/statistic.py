@@ -7,9 +7,9 @@ map from the runs that were written). `fit` takes any number of operators throug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import dask
 from dask import delayed
@@ -17,12 +17,12 @@ from merlin.core.utils import global_dask_client
 from merlin.dag import ColumnSelector
 from nvtabular.ops import StatOperator
 
-from sparsefeed.etl.cluster import compute, gathered, num_slots
+from sparsefeed.etl.cluster import compute, gathered
 
-__all__ = ["Collector", "Job", "Statistic", "fit"]
+__all__ = ["Collector", "Job", "Reader", "Statistic", "fit"]
 
 Job = Callable[[], Any]
-Source = TypeVar("Source")
+Result = TypeVar("Result")
 _MOST_PER_TASK = 8  # partitions that one task reduces: more are fewer runs, and more to do again when a worker dies
 
 
@@ -84,23 +84,27 @@ class Statistic(StatOperator):
     # fit_finalize(self, dask_stats: tuple[merged, results of jobs]): what NVTabular calls with what `fit` gave.
 
 
-def fit(operators: Sequence[Statistic], read: Callable[[Source], Any], sources: Sequence[Source]) -> None:
-    """Fit operators of raw columns by reading every source once.
+class Reader(Protocol):
+    """What reads partitions, and works on them where they are read (impressions.ReadImpressions)."""
 
-    A task takes some sources and reduces each before it reads another, so a worker holds one partition at a time.
+    def over(
+        self, partitions: Sequence[Any], work: Callable[[Iterable[tuple[int, Any]]], Result], most_per_task: int = 1
+    ) -> list[Result]:
+        """What `work` gave for the numbered frames of each task's partitions, in order."""
+
+
+def fit(operators: Sequence[Statistic], read: Reader, partitions: Sequence[Any]) -> None:
+    """Fit operators of raw columns by reading every partition once.
+
+    A task takes some partitions and reduces each before it reads another, so a worker holds one at a time.
 
     Args:
         operators: to be fitted together.
-        read: of a source makes a frame with the columns of all operators.
-        sources: one per partition.
+        read: makes frames with the columns of all operators.
+        partitions: to be read.
     """
-    slots = num_slots()
-    num_tasks = slots * -(-len(sources) // (slots * _MOST_PER_TASK))
-    numbered = list(enumerate(sources))
-    size = -(-len(sources) // num_tasks)
-    batches = [numbered[start : start + size] for start in range(0, len(sources), size)]
-    parts = compute([partial(_read_and_collect, operators, read, batch) for batch in batches])
-    for operator, statistics in zip(operators, _finished(operators, parts, len(sources)), strict=True):
+    parts = read.over(partitions, partial(_collect, operators), _MOST_PER_TASK)
+    for operator, statistics in zip(operators, _finished(operators, parts, len(partitions)), strict=True):
         operator.fit_finalize(statistics)
         operator.fitted = True
 
@@ -115,12 +119,9 @@ def _finished(
     return [(part, [next(results) for _ in some]) for part, some in zip(merged, jobs, strict=True)]
 
 
-def _read_and_collect(
-    operators: Sequence[Statistic], read: Callable[[Source], Any], sources: Sequence[tuple[int, Source]]
-) -> list[Any]:
+def _collect(operators: Sequence[Statistic], frames: Iterable[tuple[int, Any]]) -> list[Any]:
     collectors = [operator.collector() for operator in operators]
-    for number, source in sources:
-        part = read(source)
+    for number, part in frames:
         for collector in collectors:
             collector.add(part, number)
         del part  # before the next is read

@@ -1,0 +1,70 @@
+"""The folder of an ETL's result: what an earlier run left in it, and how a new one takes its place."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparsefeed.errors import DataError
+from sparsefeed.lock import only_writer
+
+__all__ = ["emptied", "finished", "publish"]
+
+_FULL_BYTES = 1 << 20
+
+
+def finished(out: Path) -> dict[str, Any]:
+    """The etl.json of an earlier run, {} where there is none; DataError when `out` is something else."""
+    if not out.exists():
+        return {}
+    try:
+        summary: dict[str, Any] = json.loads((out / "etl.json").read_text("utf-8"))
+        return dict(summary)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{out}: exists and is no finished ETL result ({error}); remove it or name another") from error
+
+
+def publish(out: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Make a result beside `out`, write etl.json into it, last, and put it in the place of the old one.
+
+    Whatever fails, `out` is the old result or none.
+
+    Args:
+        out: the result.
+        make: fills an empty folder; gives the content of etl.json.
+
+    Raises:
+        DataError: another run is making the same result.
+        OSError: ENOSPC, the disk is full.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with only_writer(partial, wait=False) as alone:
+        if not alone:
+            raise DataError(f"{out}: another ETL is writing it now; wait for it, or name another workspace")
+        emptied(partial)  # of what a run left that was killed
+        try:
+            summary = make(partial)
+            (partial / "etl.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+            shutil.rmtree(out, ignore_errors=True)
+            partial.rename(out)
+        except Exception as error:
+            # A library may say so in words of its own, or say something else.
+            full = os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(out.parent).free < _FULL_BYTES
+            shutil.rmtree(partial, ignore_errors=True)
+            if full:
+                raise OSError(errno.ENOSPC, f"the disk of {out.parent} is full") from error
+            raise
+    return summary
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, with nothing in it."""
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return folder

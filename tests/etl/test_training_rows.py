@@ -56,6 +56,27 @@ def test_as_many_files_as_asked_for_where_row_groups_allow_and_a_warning_where_n
     )
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_partition_whose_rows_all_repeat_others_makes_no_file(folder: Path, tmp_path: Path, workers: int) -> None:
+    run(logs.spec(), folder, tmp_path / "once", CONFIG)
+    path = folder / "impressions" / "day=2026-11-02" / "part-000.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=100)
+    pq.write_table(pq.read_table(path).slice(0, 90), path.with_name("part-001.parquet"))
+    cluster = ClusterConfig(workers=workers)
+    config = CONFIG.model_copy(update={"partition_rows": 100, "cluster": cluster})
+    summary = run(logs.spec(), folder, tmp_path / "again", config)
+    assert summary["num_train_rows"] == 160
+    assert [path.name for path in sorted((tmp_path / "again" / "train").glob("*.parquet"))] == [
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
+    assert (tmp_path / "again" / "train" / "_file_list.txt").read_text().split()[0] == "2"
+    for name in ("train", "eval"):
+        pd.testing.assert_frame_equal(
+            logs.training_rows(tmp_path / "once" / name), logs.training_rows(tmp_path / "again" / name)
+        )
+
+
 def test_shuffled_files_hold_the_same_rows_in_another_order_that_the_seed_decides(folder: Path, tmp_path: Path) -> None:
     shuffled = CONFIG.model_copy(update={"shuffle": True})
     run(logs.spec(), folder, tmp_path / "logged", CONFIG)

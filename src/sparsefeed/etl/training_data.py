@@ -48,7 +48,13 @@ class WriteFile:
     shuffle_seed: int | None
 
     def __call__(self, frame: Any, number: int) -> tuple[str, int]:
-        """Name and rows of the file; partition `number` is file `number`, also when it is written again."""
+        """Name and rows of the file; partition `number` is file `number`, also when it is written again.
+
+        There is no file of a partition that has no rows, for all of them repeat others or were not sampled.
+        """
+        path = self.folder / f"part-{number:05d}.parquet"
+        if not len(frame):
+            return path.name, 0
         to_arrow = getattr(frame, "to_arrow", None)  # cuDF's
         columns = frame[list(self.columns)]
         table = to_arrow() if to_arrow else pa.Table.from_pandas(columns, preserve_index=False)
@@ -56,7 +62,6 @@ class WriteFile:
         if self.shuffle_seed is not None:
             random = np.random.default_rng([self.shuffle_seed, number])
             table = table.take(pa.array(random.permutation(len(table))))
-        path = self.folder / f"part-{number:05d}.parquet"
         partial = path.with_suffix(f".{os.getpid()}.partial")
         pq.write_table(
             table,
@@ -103,11 +108,12 @@ def describe(files: Sequence[tuple[str, int]], schema: Schema, spec: FeedSpec, f
     """Write what trainers read about the files of a folder; returns the number of rows.
 
     Args:
-        files: name and rows of each, in order.
+        files: name and rows of each, in order; of those without rows there is no file.
         schema: Merlin's, of the columns, in order.
         spec: says which columns are labels, dense and ids.
         folder: of the files.
     """
+    files = [file for file in files if file[1]]
     index = {name: i for i, name in enumerate(schema.column_names)}
     kinds = {
         "cats": [f.name for f in spec.lookups],

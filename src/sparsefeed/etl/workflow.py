@@ -122,12 +122,15 @@ class FeedWorkflow:
 
     def transform(self, dataset: Dataset) -> Dataset:
         """The training columns, in the contract's order, lazily."""
-        out = self.workflow.transform(dataset)
-        columns = training_columns(self.spec)
-        return Dataset(out.to_ddf()[columns], schema=out.schema[columns], cpu=dataset.cpu)
+        ddf = dataset.to_ddf()
+        meta = type(ddf._meta)({name: [] for name in training_columns(self.spec)})
+        out = ddf.map_partitions(self.transform_frame, meta=meta, enforce_metadata=False)
+        return Dataset(out, schema=self.schema, cpu=dataset.cpu)
 
     def transform_frame(self, part: Any) -> Any:
-        """The training columns of one partition's frame."""
+        """The training columns of a frame; one without rows, which Merlin cannot take, stays as it is."""
+        if not len(part):
+            return part
         return self.workflow.transform(part)[training_columns(self.spec)]
 
     @property

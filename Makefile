@@ -6,11 +6,13 @@ TORCH_FLAGS ?=
 SCALE ?= tiny
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := merlin,torch,triton,report,dev
+EXTRAS := merlin,spark,torch,triton,report,dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format bench clean
+# Spark 3.5 runs on these; its tests start it.
+JAVA := java -version 2>&1 | grep -qE 'version "(11|17)\.'
+.PHONY: help env java demo test test-slow lint format bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,7 +21,7 @@ env: $(READY)  ## the environment in .venv, from the pins in constraints.txt
 
 # torch first and alone: whatever asks for torch later finds this build and brings no other.
 $(READY): constraints.txt pyproject.toml packaging/fbgemm-gpu/pyproject.toml
-	@echo "making the environment in $(VENV); some minutes and 2.3 GB, once"
+	@echo "making the environment in $(VENV); some minutes and 2.6 GB, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q -c constraints.txt setuptools wheel
 	@echo "  torch" && $(BIN)/pip install -q -c constraints.txt $(TORCH_FLAGS) torch
@@ -28,13 +30,22 @@ $(READY): constraints.txt pyproject.toml packaging/fbgemm-gpu/pyproject.toml
 	@$(BIN)/pip check
 	@touch $@
 
+java:  ## Java 17 for the tests of ETL on Spark, installed by apt-get where there is none
+	@if $(JAVA); then exit 0; fi; \
+	echo "installing Java 17"; \
+	if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
+	{ $$as apt-get update -q && $$as apt-get install -q -y --no-install-recommends openjdk-17-jre-headless; } >/dev/null; \
+	if $(JAVA); then exit 0; fi; \
+	echo "Spark needs Java 17 and 'java -version' does not find it: install openjdk-17-jre-headless, put it on PATH, run this again" >&2; \
+	exit 1
+
 demo: $(READY)  ## simulate, train, serve and rank on this machine; leaves artifacts/report.html
 	$(BIN)/sparsefeed demo --scale $(SCALE)
 
-test: $(READY)  ## the default test suite
+test: $(READY) java  ## the default test suite
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)  ## the minutes-long tests as well
+test-slow: $(READY) java  ## the minutes-long tests as well
 	$(BIN)/python -m pytest -m 'not gpu and not hugectr'
 
 lint: $(READY)  ## ruff, mypy --strict, import layers

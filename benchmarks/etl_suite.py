@@ -1,4 +1,4 @@
-"""The suite `etl`: logs to training parquet as a user waits for it, and ids and floats beside NVTabular's and polars'.
+"""The suite `etl`: logs to training parquet as a user waits for it, days added to it, ids and floats beside peers'.
 
 The comparison is of the same logs and the same columns written, each side in a process of its own, in one run on two
 cores; making a cluster and importing libraries is not timed on any side.
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from days import days
 from impressions import write_impressions
 from peers.environment import peers_python
 from process import run_measured
@@ -26,6 +27,7 @@ from sparsefeed.workflows.workspace import Workspace
 __all__ = ["etl"]
 
 FOLDER = Path(__file__).parent
+PLOT = FOLDER.parent / "docs" / "img" / "etl_days.svg"
 SIZES = {"2M rows": 2_000_000, "20M rows": 20_000_000}
 NAMES = {"nvtabular": "NVTabular", "polars": "polars"}
 # In turn, for the machine is not always as fast; NVTabular, which takes minutes, once.
@@ -33,8 +35,10 @@ TURNS = ("ours", "polars", "ours", "nvtabular", "polars", "ours", "polars")
 
 
 def etl(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
-    """The demo's logs, then the comparison."""
+    """The demo's logs, thirty days added one by one, then the comparison."""
     rows = of_the_demo(recipe, workspace, record)
+    with stage("days") as progress:
+        rows += days(record, recipe.feed, recipe.simulate, workspace.root.parent / "days", PLOT, progress)
     folder = workspace.root.parent / "etl"
     with stage("peers") as progress:
         progress(0, 1, "making the peers' environment, once")

@@ -70,6 +70,13 @@ def test_the_number_of_workers_changes_nothing(
     assert pq.read_table(etl_folder / "ips.parquet").equals(pq.read_table(tmp_path / "etl" / "ips.parquet"))
 
 
+def test_no_file_stays_open_after_a_run(folder: Path, tmp_path: Path) -> None:
+    run(logs.spec(), folder, tmp_path / "first", CONFIG)  # what libraries open once
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    run(logs.spec(), folder, tmp_path / "second", CONFIG)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
 def test_no_random_session_is_an_error_and_nothing_is_published(folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("impressions/*/*.parquet"):
         logs.change(path, session=pa.array(["production"] * len(pq.read_table(path))))

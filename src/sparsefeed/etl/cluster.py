@@ -147,7 +147,8 @@ def _warm() -> None:
     from sparsefeed.etl.ids.string_counts import StringCounts
     from sparsefeed.etl.kernels.dense import Moments, has_infinity
 
-    for column in (pa.array(["a", "b"]), pa.array(["a", "b"]).dictionary_encode()):
+    many = pa.array([f"{i}" for i in range(20)])  # more than a table holds without growing
+    for column in (many, many.dictionary_encode()):
         counted = StringCounts.of(column, 0)
     counted = counted.merge(StringCounts.of(pa.array(["c"], pa.large_string()), 0))
     built = IdMap.build(counted.keys, counted.counts, table="warm", key_seed=0, tail_rows=1, strings=counted.strings)

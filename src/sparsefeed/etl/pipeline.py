@@ -263,7 +263,8 @@ def fit_and_write(
     (folder / "transform").mkdir()
     feed.plan().save(folder / "transform" / "plan.json")
     (folder / "spec.json").write_text(spec.dump(), "utf-8")
-    maps = feed.map_ids.maps
+    maps, weights = feed.map_ids.maps, feed.ips.summary() if feed.ips else {}
+    feed.clear()
     return {
         "spec_digest": spec.digest,
         "train_days": [str(day) for day in train_days],
@@ -273,6 +274,6 @@ def fit_and_write(
         "num_ids": {name: id_map.num_admitted for name, id_map in maps.items()},
         "num_rows": {name: id_map.num_rows for name, id_map in maps.items()},
         "capacity_rows": {name: id_map.capacity_rows for name, id_map in maps.items()},
-        "ips": feed.ips.summary() if feed.ips else {},
+        "ips": weights,
         "warnings": notes,
     }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dask.dataframe as dd
 import merlin.dtypes as md
@@ -124,7 +125,9 @@ class FeedWorkflow:
         """The training columns, in the contract's order, lazily."""
         ddf = dataset.to_ddf()
         meta = type(ddf._meta)({name: [] for name in training_columns(self.spec)})
-        out = ddf.map_partitions(self.transform_frame, meta=meta, enforce_metadata=False)
+        # A name of its own: to make one, Dask would keep the method, and with it the mapped files, for good.
+        name = f"transform-{uuid4().hex}"
+        out = ddf.map_partitions(self.transform_frame, meta=meta, enforce_metadata=False, token=name)
         return Dataset(out, schema=self.schema, cpu=dataset.cpu)
 
     def transform_frame(self, part: Any) -> Any:
@@ -137,6 +140,11 @@ class FeedWorkflow:
     def schema(self) -> Schema:
         """Merlin's, of the training columns, once fitted."""
         return self.workflow.output_schema[training_columns(self.spec)]
+
+    def clear(self) -> None:
+        """Forget what was fitted and close its files: Merlin's graph is a cycle, which Python frees late."""
+        for operator in self.operators:
+            operator.clear()
 
     def plan(self) -> ServingPlan:
         """The fitted workflow's serving plan."""

@@ -118,7 +118,7 @@ class StringCounts:
         """Sum the counts of all parts; neither order nor grouping of merges matters."""
         if not others:
             return self
-        distinct = DistinctStrings(0)  # no string is hashed
+        distinct = DistinctStrings(0)
         for part in (self, *others):
             distinct.add(_buffers(part.strings), weights=part.counts, keys=part.keys)
         return self.of_distinct(distinct)
@@ -134,8 +134,12 @@ class StringCounts:
 
     def at_least(self, min_count: int) -> StringCounts:
         """Leave out what was counted less often."""
-        kept = self.counts >= min_count
-        return self if kept.all() else self.take(np.flatnonzero(kept))
+        return self.split(min_count)[0]
+
+    def split(self, min_count: int) -> tuple[StringCounts, StringCounts]:
+        """Part what was counted at least so often from the rest."""
+        frequent = self.counts >= min_count
+        return self.take(np.flatnonzero(frequent)), self.take(np.flatnonzero(~frequent))
 
     def without(self, others: StringCounts) -> StringCounts:
         """Leave out the strings that others have."""

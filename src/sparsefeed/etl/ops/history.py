@@ -291,4 +291,5 @@ class History(Statistic):
         return Schema(columns)
 
     def clear(self) -> None:
-        """Nothing is held: the events lie in their folder."""
+        """Unmap the events; their files stay."""
+        self.events = {kind: EventFiles(files.folder) for kind, files in self.events.items()}

@@ -38,7 +38,7 @@ __all__ = ["MapIds", "rare_counts", "rows_schema"]
 Nulls = dict[str, tuple[int, int]]  # column -> (nulls or empties, values)
 Counted = tuple[Nulls, dict[str, int]]  # and table -> runs
 _MOST_COUNTED = 1_000_000  # distinct strings of a table that are counted before they are written as a run
-_ROWS_AT_ONCE = 2_000_000  # distinct strings of partitions that a job merges at a time
+_ROWS_AT_ONCE = 150_000  # distinct strings of runs that a job merges at a time; more leave the caches
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class BuildMap:
         def rare() -> Iterator[pa.Table]:
             for counted in self._counted(before):
                 total = counted.merge(*_of_same_keys(earlier, counted.keys)) if earlier else counted
-                frequent = total.at_least(self.table.min_count)
+                frequent, rest = total.split(self.table.min_count)
                 admitted.append(frequent)
                 if self.table.max_ids is not None and sum(map(len, admitted)) > 2 * self.table.max_ids:
                     admitted[:] = [self._most_frequent(admitted, before)]
-                yield counted.without(frequent).to_arrow()
+                yield (counted.without(frequent) if earlier else rest).to_arrow()
 
         rare_counts(self.folder, name).grow(earlier, rare(), partial(_merged, before))
         chosen = self._most_frequent(admitted, before)
@@ -108,11 +108,13 @@ class BuildMap:
 
     def _most_frequent(self, parts: Sequence[StringCounts], before: IdMap | None) -> StringCounts:
         """All of them, or as many of the most frequent as `max_ids` leaves room for."""
-        counted, most = StringCounts.concatenate(parts), self.table.max_ids
+        counted, most = parts[0] if len(parts) == 1 else StringCounts.concatenate(parts), self.table.max_ids
         if most is not None and before:
             most = max(0, most - before.num_admitted)
         if most == 0:
             return counted.take(np.empty(0, np.int64))
+        if most is None or len(counted) <= most:
+            return counted
         return counted.take(np.sort(admit(counted.keys, counted.counts, 1, most, counted.strings)))
 
 

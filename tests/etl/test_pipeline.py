@@ -22,6 +22,7 @@ from merlin.core.utils import global_dask_client
 
 from sparsefeed.errors import BadFileError, DataError, ToolError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.etl.days import AddedDays
 from sparsefeed.etl.ids import Inverse
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder
@@ -68,6 +69,53 @@ def test_the_number_of_workers_changes_nothing(
         tmp_path / "etl" / "transform" / "plan.json"
     ).read_text()
     assert pq.read_table(etl_folder / "ips.parquet").equals(pq.read_table(tmp_path / "etl" / "ips.parquet"))
+
+
+_KILLED_RUN = """
+import os, signal, sys
+from datetime import date
+from pathlib import Path
+from sparsefeed.etl.days import AddedDays
+from sparsefeed.etl.pipeline import run
+from tests import logs
+from tests.etl.test_pipeline import CONFIG
+
+def kill(done, total, what):
+    if done == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+root = Path(sys.argv[1])
+if len(sys.argv) > 3:
+    AddedDays(root / "etl", root / "days").add(logs.spec(), root / "logs", date(2026, 11, 3), CONFIG, kill)
+else:
+    run(logs.spec(), root / "logs", root / "etl", CONFIG, kill)
+"""
+
+
+def test_a_run_that_is_killed_is_made_anew_and_leaves_the_old_result(folder: Path, tmp_path: Path) -> None:
+    days = AddedDays(tmp_path / "etl", tmp_path / "days")
+    old = run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+
+    def killed(*words: str) -> None:
+        command = [sys.executable, "-c", _KILLED_RUN, str(tmp_path), *words]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+
+    killed("2", "day")  # while it writes
+    assert [path.name for path in (tmp_path / "days").iterdir()] == [".2026-11-03.partial"]
+    added = days.add(logs.spec(), folder, date(2026, 11, 3), CONFIG)
+    assert [path.name for path in (tmp_path / "days").iterdir()] == ["2026-11-03"]
+    run(logs.spec(), folder, tmp_path / "whole", CONFIG.model_copy(update={"until": date(2026, 11, 3)}))
+    assert added["num_train_rows"] == len(logs.training_rows(tmp_path / "whole" / "eval"))
+    logs.change(folder / FIRST, post_length=pa.array(range(160), pa.float32()))
+    for step in ("1", "3"):  # while it fits, and while it writes the last rows
+        killed(step)
+        assert json.loads((tmp_path / "etl" / "etl.json").read_text()) == old
+    new = run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+    assert new["fingerprint"] != old["fingerprint"]
+    assert not list(tmp_path.glob(".etl*"))
+    run(logs.spec(), folder, tmp_path / "again", CONFIG)
+    for part in sorted((tmp_path / "etl").glob("*/*.parquet")):
+        assert pq.read_table(part).equals(pq.read_table(tmp_path / "again" / part.relative_to(tmp_path / "etl")))
 
 
 def test_no_file_stays_open_after_a_run(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sparsefeed.errors import DataError
 from sparsefeed.lock import only_writer
@@ -48,11 +49,15 @@ def publish(out: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]
         if not alone:
             raise DataError(f"{out}: another ETL is writing it now; wait for it, or name another workspace")
         emptied(partial)  # of what a run left that was killed
+        # A folder of its own: on a cluster that outlives its client, tasks of that run may still be writing.
+        attempt = partial / uuid4().hex
+        attempt.mkdir()
         try:
-            summary = make(partial)
-            (partial / "etl.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+            summary = make(attempt)
+            (attempt / "etl.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
             shutil.rmtree(out, ignore_errors=True)
-            partial.rename(out)
+            attempt.rename(out)
+            shutil.rmtree(partial, ignore_errors=True)
         except Exception as error:
             # A library may say so in words of its own, or say something else.
             full = os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(out.parent).free < _FULL_BYTES

@@ -39,8 +39,26 @@ def drifting_logs(root: Path) -> Path:
         table = pq.read_table(path)
         posts = [f"p{int(p[1:]) + 7 * number}" for p in table["post_id"].to_pylist()]
         members = [f"m{(int(m[1:]) + 3 * number) % 31}" for m in table["member_id"].to_pylist()]
-        logs.change(path, post_id=pa.array(posts), member_id=pa.array(members))
+        surfaces = pc.if_else(pc.equal(table["surface"], "explore"), "", table["surface"])  # a name may be empty
+        logs.change(path, post_id=pa.array(posts), member_id=pa.array(members), surface=surfaces)
+    late_likes(root)
     return root
+
+
+def late_likes(root: Path) -> None:
+    """Let likes come up to twenty hours later, in the folder of the day they come on."""
+    files = sorted(root.glob("actions/*/*.parquet"))
+    actions = pa.concat_tables([pq.read_table(path, partitioning=None) for path in files])
+    later = np.random.default_rng(1).integers(0, 20 * 3_600_000, len(actions))
+    moments = pa.array(actions["time"].cast(pa.int64()).to_numpy() + later, pa.timestamp("ms", tz="UTC"))
+    actions = actions.set_column(actions.schema.get_field_index("time"), "time", moments)
+    days = [str(moment.date()) for moment in moments.to_pylist()]
+    for path in files:
+        path.unlink()
+    for day in sorted(set(days)):
+        path = root / "actions" / f"day={day}" / "part-000.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(actions.filter(pa.array([other == day for other in days])), path)
 
 
 def spec() -> FeedSpec:
@@ -77,6 +95,10 @@ def days(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AddedDays:
     return added
 
 
+def folders(days: AddedDays) -> list[Path]:
+    return [result.folder for result in days.chain()]
+
+
 def names(results: list[Path], table: str, rows: Any) -> list[str]:
     """Strings of rows, or the rows of those that are nobody's own."""
     rows = np.asarray(rows, np.int64)
@@ -101,7 +123,7 @@ def named(results: list[Path], rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_2_ids_are_those_of_one_run_over_all_days(whole: Path, days: AddedDays) -> None:
-    results = list(days.chain().values())
+    results = folders(days)
     num_base = {}
     for table in spec().tables:
         made = IdMap.load(results[-1] / "ids" / table.name)
@@ -115,8 +137,8 @@ def test_2_ids_are_those_of_one_run_over_all_days(whole: Path, days: AddedDays) 
 
 
 def test_2_no_row_moves(days: AddedDays) -> None:
-    *_, before, after = (IdMap.load(result / "ids" / "post") for result in days.chain().values())
-    strings = names(list(days.chain().values()), "post", np.arange(before.first_row, before.num_rows))
+    *_, before, after = (IdMap.load(result / "ids" / "post") for result in folders(days))
+    strings = names(folders(days), "post", np.arange(before.first_row, before.num_rows))
     assert after.encode(pa.array(strings)).tolist() == before.encode(pa.array(strings)).tolist()
 
 
@@ -124,7 +146,7 @@ def test_3_to_4_the_last_days_rows_and_weights_are_those_of_one_run(folder: Path
     shown = pq.read_table(folder / "impressions" / f"day={LAST}" / "part-000.parquet")["impression_id"]
     expected = logs.training_rows(whole / "train")
     expected = expected[expected["impression_id"].isin(shown.to_pylist())]
-    results = list(days.chain().values())
+    results = folders(days)
     found = logs.training_rows(results[-1] / "train")
     assert len(found) == len(shown)
     pd.testing.assert_frame_equal(named(results, found), named([whole], expected))
@@ -133,20 +155,38 @@ def test_3_to_4_the_last_days_rows_and_weights_are_those_of_one_run(folder: Path
     assert pq.read_table(results[-1] / "ips.parquet").equals(pq.read_table(whole / "ips.parquet"))
 
 
+def test_4_a_clock_that_is_wrong_takes_nothing_from_other_members(folder: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(folder, tmp_path / "logs")
+    path = root / "impressions" / "day=2026-11-05" / "part-000.parquet"
+    moments = pq.read_table(path)["time"].to_pylist()
+    moments[0] += timedelta(days=100)
+    logs.change(path, time=pa.array(moments, pa.timestamp("ms", tz="UTC")))
+    days = AddedDays(tmp_path / "etl", tmp_path / "days")
+    run(spec(), root, days.base, CONFIG.model_copy(update={"until": date(2026, 11, 5)}))
+    for day in (5, 6):
+        days.add(spec(), root, date(2026, 11, day), CONFIG)
+    run(spec(), root, tmp_path / "whole", CONFIG.model_copy(update={"until": date(2026, 11, 7)}))
+    expected, results = logs.training_rows(tmp_path / "whole" / "train"), folders(days)
+    found = logs.training_rows(results[-1] / "train")
+    expected = expected[expected["impression_id"].isin(found["impression_id"])]
+    pd.testing.assert_frame_equal(named(results, found), named([tmp_path / "whole"], expected))
+
+
 def test_6_dense_features_keep_the_scale_of_the_base(days: AddedDays) -> None:
-    first, *_, last = days.chain().values()
+    first, *_, last = folders(days)
     assert (last / "transform" / "plan.json").read_text() == (first / "transform" / "plan.json").read_text()
 
 
 def test_5_a_snapshot_holds_the_days_members_and_posts_as_one_run_has_them(whole: Path, days: AddedDays) -> None:
     expected = Snapshot.load(whole / "snapshot")
-    for day, path in days.chain().items():
-        found = Snapshot.load(path / "snapshot")
-        if day == LAST:
-            assert found.as_of_ms == expected.as_of_ms
-            assert 0 < len(found.member.keys) < len(expected.member.keys)
-            for side, of_all in ((found.member, expected.member), (found.post, expected.post)):
-                assert_rows_equal(side, of_all)
+    *_, last = folders(days)
+    found = Snapshot.load(last / "snapshot")
+    assert found.as_of_ms == expected.as_of_ms
+    assert 0 < len(found.member.keys) < len(expected.member.keys)
+    for side, of_all in ((found.member, expected.member), (found.post, expected.post)):
+        assert_rows_equal(side, of_all)
+    moments = [Snapshot.load(folder / "snapshot").as_of_ms for folder in folders(days)]
+    assert moments == sorted(moments)
 
 
 def assert_rows_equal(side: SnapshotSide, of_all: SnapshotSide) -> None:
@@ -163,7 +203,7 @@ def assert_rows_equal(side: SnapshotSide, of_all: SnapshotSide) -> None:
 
 
 def test_1_a_day_holds_what_the_page_says_and_the_same_files_where_nothing_changed(days: AddedDays) -> None:
-    results = list(days.chain().values())
+    results = folders(days)
     wanted = {"train", "spec.json", "ids", "inverse", "transform", "snapshot", "state", "ips.parquet", "etl.json"}
     for result in results[1:]:
         assert {path.name for path in result.iterdir()} == wanted
@@ -177,7 +217,7 @@ def test_1_a_day_holds_what_the_page_says_and_the_same_files_where_nothing_chang
 
 
 def test_7_state_adds_up_to_what_was_seen(folder: Path, whole: Path, days: AddedDays) -> None:
-    *_, last = days.chain().values()
+    *_, last = folders(days)
     found = [StringCounts.from_arrow(table) for table in rare_counts(last, "post").tables()]
     shown = pq.ParquetDataset(folder / "impressions").read(["post_id", "day"])
     shown = shown.filter(pc.less_equal(shown["day"].cast(pa.string()), str(LAST)))
@@ -221,7 +261,45 @@ def test_8_days_made_from_what_was_replaced_must_be_added_again(folder: Path, da
         DataError, match=r"day 2026-11-06 comes after 2026-11-05; add it before .*; .* is no longer there"
     ):
         copy.add(spec(), folder, LAST, CONFIG)
-    assert list(copy.chain()) == [date(2026, 11, 4), date(2026, 11, 5)]
+    assert [result.last_day for result in copy.chain()] == [date(2026, 11, 4), date(2026, 11, 5)]
+
+
+def test_8_days_of_an_earlier_base_are_in_nobodys_way(folder: Path, tmp_path: Path) -> None:
+    days = AddedDays(tmp_path / "etl", tmp_path / "days")
+    for until, added in ((5, (5, 6)), (7, (7, 8))):
+        run(spec(), folder, days.base, CONFIG.model_copy(update={"until": date(2026, 11, until)}))
+        for day in added:
+            days.add(spec(), folder, date(2026, 11, day), CONFIG)
+        assert [result.last_day.day for result in days.chain()] == [until - 1, *added]
+
+
+def test_8_a_day_without_a_row_is_no_day(folder: Path, days: AddedDays, tmp_path: Path) -> None:
+    root = shutil.copytree(folder, tmp_path / "logs")
+    path = root / "impressions" / "day=2026-11-05" / "part-000.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    apart = AddedDays(days.base, tmp_path / "days")
+    apart.add(spec(), root, date(2026, 11, 6), CONFIG)
+    assert [result.last_day.day for result in apart.chain()] == [4, 6]
+
+
+def test_8_a_result_that_kept_nothing_is_refused(folder: Path, days: AddedDays, tmp_path: Path) -> None:
+    copy = AddedDays(shutil.copytree(days.base, tmp_path / "etl"), tmp_path / "days")
+    header = copy.base / "etl.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"format": 1}))
+    with pytest.raises(DataError, match="an older version made it, and kept nothing to go on from"):
+        copy.add(spec(), folder, date(2026, 11, 5), CONFIG)
+
+
+def test_8_a_base_that_is_replaced_meanwhile_is_noticed(folder: Path, days: AddedDays, tmp_path: Path) -> None:
+    copy = AddedDays(shutil.copytree(days.base, tmp_path / "etl"), tmp_path / "days")
+
+    def replace(done: int, total: int, what: str) -> None:
+        header = copy.base / "etl.json"
+        header.write_text(json.dumps(json.loads(header.read_text()) | {"fingerprint": "another"}))
+
+    with pytest.raises(DataError, match="was replaced meanwhile; run again"):
+        copy.add(spec(), folder, date(2026, 11, 5), CONFIG, replace)
+    assert not [path for path in copy.folder.iterdir() if not path.name.startswith(".")]
 
 
 def test_9_nothing_of_a_day_that_fails_stays(folder: Path, days: AddedDays, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ of the base, for the model goes on too. A full ETL run begins anew.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from sparsefeed.errors import DataError, SpecError
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.logs import days_of
 from sparsefeed.etl.pipeline import run
-from sparsefeed.etl.result import finished
+from sparsefeed.etl.result import FORMAT, Result, finished
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.progress import Progress, silent
 
 __all__ = ["AddedDays"]
+
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,25 @@ class AddedDays:
     base: Path
     folder: Path
 
-    def chain(self) -> dict[date, Path]:
-        """Results by their last day, from the base on: each was made from the one before as it is now."""
+    def chain(self) -> list[Result]:
+        """The base, and each day that was added to the result before it as that is now; days of another base are none.
+
+        Raises:
+            DataError: there is no base, or it is of a version that kept nothing for the next day.
+        """
         summary = finished(self.base)
         if not summary:
             raise DataError(f"{self.base}: there is no finished ETL; run `sparsefeed etl` first")
-        found = {_last_day(summary): self.base}
+        if summary["format"] < FORMAT:
+            raise DataError(
+                f"{self.base}: an older version made it, and kept nothing to go on from; run `sparsefeed etl`"
+            )
+        results = [Result(self.base, summary)]
         for path in sorted(self.folder.glob("????-??-??")):
-            later = finished(path)
-            if later["previous"] != summary["fingerprint"]:
-                break
-            summary = later
-            found[_last_day(summary)] = path
-        return found
+            later, last = Result(path, finished(path)), results[-1]
+            if later.summary.get("previous") == last.summary["fingerprint"] and later.last_day > last.last_day:
+                results.append(later)
+        return results
 
     def add(
         self, spec: FeedSpec, logs_root: Path | str, day: date, config: EtlConfig, progress: Progress = silent
@@ -65,24 +73,19 @@ class AddedDays:
             DataError: another day is next, or the logs cannot be meant.
             SpecError: the base was made with another spec.
         """
-        chain = self.chain()
+        results = self.chain()
         if FeedSpec.load(self.base / "spec.json").digest != spec.digest:
             raise SpecError(
                 f"{self.base}: was made with another feed; run `sparsefeed etl` anew, or go back to that feed"
             )
-        first, *_ = chain
+        first = results[0].last_day
         if day <= first:
             raise DataError(f"{self.base}: day {day} is in it, or before it; it ends with {first}; add a later day")
-        last = max(known for known in chain if known < day)
-        between = [other for other in days_of(logs_root) if last < other < day]
-        if between:
+        previous = [result for result in results if result.last_day < day][-1]
+        if between := days_of(logs_root, previous.last_day + _DAY, day - _DAY):
             stale = self.folder / str(between[0])
             why = f"; {stale} was made from what is no longer there" if stale.exists() else ""
-            raise DataError(f"{logs_root}: day {between[0]} comes after {last}; add it before {day}{why}")
+            raise DataError(f"{logs_root}: day {between[0]} comes after {previous.last_day}; add it before {day}{why}")
         config = config.model_copy(update={"since": day, "until": day})
         self.folder.mkdir(parents=True, exist_ok=True)
-        return run(spec, logs_root, self.folder / str(day), config, progress, chain[last])
-
-
-def _last_day(summary: dict[str, Any]) -> date:
-    return date.fromisoformat(summary["train_days"][-1])
+        return run(spec, logs_root, self.folder / str(day), config, progress, previous)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -76,18 +76,22 @@ class KeptEvents:
         """The events of members [n], ascending and unique, as a run."""
         return _sorted([self.segments.newest(members)])
 
-    def grow(self, previous: KeptEvents | None, files: EventFiles, most: int, since_ms: int) -> None:
+    def grow(
+        self, previous: KeptEvents | None, files: EventFiles, most: int, from_ms: int, window_ms: int | None
+    ) -> None:
         """Keep what was kept before and the events of `files`, which are all that the members in it have.
 
         Args:
             previous: as of the day before.
             files: events, `previous`'s of the same members among them.
-            most: events of a member, the last.
-            since_ms: older events are left out.
+            most: a later row sees so many events of a member, the last.
+            from_ms: no later row is earlier; events from then on are all kept, for a row may lie between them.
+            window_ms: a later row sees no event that is older; None: it sees all.
         """
+        since_ms = 0 if window_ms is None else from_ms - window_ms
         events = open_columns(files.folder, _SCHEMA)
-        parts = (_last(part, most, since_ms) for (part,) in ranges([events], _ROWS_AT_ONCE))
-        self.segments.grow(previous.segments if previous else None, parts, _newer_of_each)
+        parts = (_seen(part, most, from_ms, since_ms) for (part,) in ranges([events], _ROWS_AT_ONCE))
+        self.segments.grow(previous.segments if previous else None, parts, partial(_newer_of_each, since_ms))
 
 
 def _table(events: Events) -> pa.Table:
@@ -99,16 +103,19 @@ def _sorted(tables: Sequence[pa.Table]) -> pa.Table:
     return _table(Events.sort(*(whole[name].to_numpy() for name in _SCHEMA.names)))
 
 
-def _last(events: pa.Table, most: int, since_ms: int) -> pa.Table:
-    """The last events of every member that are not too old."""
-    member = events[KEY].to_numpy()
+def _seen(events: pa.Table, most: int, from_ms: int, since_ms: int) -> pa.Table:
+    """Of every member the events from `from_ms` on, and the last before it that are not too old."""
+    member, time_ms = events[KEY].to_numpy(), events["time_ms"].to_numpy()
     ends = np.flatnonzero(np.append(member[1:] != member[:-1], True)[: len(member)]) + 1
-    to_end = np.repeat(ends, np.diff(ends, prepend=0)) - np.arange(len(member))
-    return events.filter(pa.array((to_end <= most) & (events["time_ms"].to_numpy() >= since_ms)))
+    before = time_ms < from_ms
+    counted = np.r_[0, np.cumsum(before)]
+    to_last = np.repeat(counted[ends], np.diff(ends, prepend=0)) - counted[:-1]
+    return events.filter(pa.array((~before | (to_last <= most)) & (time_ms >= since_ms)))
 
 
-def _newer_of_each(newer: pa.Table, older: pa.Table) -> pa.Table:
-    rest = ~np.isin(older[KEY].to_numpy(), newer[KEY].to_numpy())
+def _newer_of_each(since_ms: int, newer: pa.Table, older: pa.Table) -> pa.Table:
+    """Of a member the newer events; whatever is too old by now is left out."""
+    rest = ~np.isin(older[KEY].to_numpy(), newer[KEY].to_numpy()) & (older["time_ms"].to_numpy() >= since_ms)
     whole = pa.concat_tables([newer, older.filter(pa.array(rest))])
     order = np.argsort(whole[KEY].to_numpy(), kind="stable")  # of two sorted parts: they are merged
     return whole.take(pa.array(order)).combine_chunks()

@@ -179,9 +179,15 @@ class LogFolder:
         return _partitions(self.actions, rows)
 
 
-def days_of(where: Path | str) -> list[date]:
-    """Days of a folder of logs that have impressions, ascending."""
-    return sorted({day for _, day in _files(f"{root_of(where)}/impressions")})
+def days_of(where: Path | str, since: date = date.min, until: date = date.max) -> list[date]:
+    """Days of a folder of logs that have an impression, ascending; BadFileError where a footer cannot be read."""
+    found: set[date] = set()
+    for file, day in _files(f"{root_of(where)}/impressions"):
+        if since <= day <= until and day not in found:
+            with file.reading("not readable as parquet"):
+                if file.footer().num_rows:
+                    found.add(day)
+    return sorted(found)
 
 
 def _files(folder: str, skipped: frozenset[str] = frozenset()) -> list[tuple[StoredFile, date]]:

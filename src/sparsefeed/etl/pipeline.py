@@ -24,7 +24,7 @@ from sparsefeed.etl.cluster import open_cluster, use_gpu
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder, Partition
-from sparsefeed.etl.result import emptied, finished, publish
+from sparsefeed.etl.result import FORMAT, Result, emptied, finished, publish
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.stored_file import StoredFile, is_remote
 from sparsefeed.etl.training_data import write_training_data
@@ -50,7 +50,7 @@ def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: s
         (f.path.removeprefix(f"{logs.root}/"), f.stored.size, f.stored.mark) for f in (*logs.impressions, *logs.actions)
     ]
     written = config.model_dump(mode="json", exclude={"cluster"})
-    text = json.dumps([spec.dump(), written, files, *([previous] if previous else [])])
+    text = json.dumps([FORMAT, spec.dump(), written, files, previous])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -60,7 +60,7 @@ def run(
     out: Path,
     config: EtlConfig | None = None,
     progress: Progress = silent,
-    previous: Path | None = None,
+    previous: Result | None = None,
 ) -> dict[str, Any]:
     """Logs -> `out` (docs/contracts/training.md); returns the content of etl.json.
 
@@ -79,7 +79,7 @@ def run(
     progress(0, 4, "checking the logs")
     summary, before = finished(out), None
     if previous:
-        before = finished(previous)["fingerprint"]
+        before = previous.summary["fingerprint"]
         config = config.model_copy(update={"eval_days": 0})
     skipped = Skipped.of(summary.get("skipped", []), config.on_bad_file == "skip")
     logs = skipped.open(logs_root, spec, config)
@@ -91,7 +91,7 @@ def run(
         opened = logs
         while True:
             try:
-                made = _make(spec, opened, folder, config, progress, previous)
+                made = _make(spec, opened, folder, config, progress, previous.folder if previous else None)
                 break
             except BadFileError as error:  # found in the middle: what it gave so far must not stay
                 skipped.add(error)
@@ -100,7 +100,15 @@ def run(
         made["skipped"] = skipped.files
         made["warnings"] = [*skipped.warnings(), *made["warnings"]]
         fingerprint = _fingerprint(spec, config, opened, before)
-        return {"format": 1, "fingerprint": fingerprint, "previous": before, "logs": _absolute(opened.root), **made}
+        if previous:
+            previous.must_be_unchanged()
+        return {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "previous": before,
+            "logs": _absolute(opened.root),
+            **made,
+        }
 
     summary = publish(out, make)
     progress(4, 4, f"{summary['num_train_rows']:,} rows to train on, {summary['num_eval_rows']:,} to evaluate")

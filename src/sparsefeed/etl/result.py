@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,9 +16,34 @@ from uuid import uuid4
 from sparsefeed.errors import DataError
 from sparsefeed.lock import only_writer
 
-__all__ = ["emptied", "finished", "publish"]
+__all__ = ["FORMAT", "Result", "emptied", "finished", "publish"]
+
+FORMAT = 2  # of etl.json; 1 had no state/
 
 _FULL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result as it was when somebody looked.
+
+    Attributes:
+        folder: where it lies.
+        summary: the content of its etl.json.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def last_day(self) -> date:
+        """The last day that it was fitted on."""
+        return date.fromisoformat(self.summary["train_days"][-1])
+
+    def must_be_unchanged(self) -> None:
+        """DataError where another result has taken its place."""
+        if finished(self.folder).get("fingerprint") != self.summary["fingerprint"]:
+            raise DataError(f"{self.folder}: was replaced meanwhile; run again, on what there is now")
 
 
 def finished(out: Path) -> dict[str, Any]:

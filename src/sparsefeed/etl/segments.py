@@ -68,6 +68,7 @@ class Segments:
             number += 1
             merged = (merge(*cut) for cut in ranges(tables, _ROWS_AT_ONCE))
             size = write_columns(self.folder / f"{number:06d}", self.schema, merged)
+            del tables, merged  # some file systems remove no file that is mapped
             shutil.rmtree(older)
             shutil.rmtree(newer)
 

@@ -37,7 +37,7 @@ from sparsefeed.etl.impressions import Frames, ReadImpressions, columns_of
 from sparsefeed.etl.logs import Partition, Piece
 from sparsefeed.etl.parquet import milliseconds
 from sparsefeed.etl.pipeline import fit_and_write, repeats_note
-from sparsefeed.etl.result import finished, publish
+from sparsefeed.etl.result import FORMAT, finished, publish
 from sparsefeed.etl.spark_tables import PLACE, Laid, Tables, acted_columns, settings
 from sparsefeed.etl.spec import FeedSpec, validate
 from sparsefeed.etl.stored_file import StoredFile
@@ -102,7 +102,7 @@ def run(
         with computes_with(partial(_compute, spark)):
             made = fit_and_write(spec, read, laid.partitions, laid.text_impressions, write, folder, config, progress)
         made["warnings"] += notes
-        head = {"format": 1, "fingerprint": _fingerprint(spec, config, laid), "previous": None, "logs": "Spark"}
+        head = {"format": FORMAT, "fingerprint": _fingerprint(spec, config, laid), "previous": None, "logs": "Spark"}
         return {**head, **made, "seconds": round(time.perf_counter() - started, 2), "skipped": []}
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -118,6 +119,9 @@ class FeedWorkflow:
         """Fit ids, statistics, weights, histories and the snapshot by one reading of the partitions."""
         # Not Workflow.fit: it reads for each operator, then infers types from the first partition, which fails
         # where all its histories are empty; every operator here states its types.
+        # Midnight, UTC, before the last day: folders may be of days elsewhere.
+        last = max(partition.day for partition in partitions)
+        self.history.from_ms = int(datetime(last.year, last.month, last.day, tzinfo=timezone.utc).timestamp() * 1000)
         unfitted = [operator for operator in self.operators if not operator.fitted]
         fit_workflow(self.workflow, unfitted, self.spec, read, partitions, text_impressions)
 

@@ -31,7 +31,9 @@ def write_map(
         "num_changes": len(overlay),
         "exceptions": exceptions.to_json(),
     }
-    write_array_folder(folder, _HEADER, header, {**base.arrays(), **overlay.arrays()}, base.stored)
+    write_array_folder(
+        folder, _HEADER, header, {**base.arrays(), **overlay.arrays()}, {**base.stored, **overlay.stored}
+    )
 
 
 def read_map(folder: Path | str, mmap: bool, digest: str | None) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def read_map(folder: Path | str, mmap: bool, digest: str | None) -> dict[str, An
         return {
             **{name: header[name] for name in NUMBERS},
             "base": base,
-            "overlay": Overlay.load(arrays["overlay"], arrays["overlay_filter"], header["num_changes"]),
+            "overlay": Overlay.load(arrays["overlay"], arrays["overlay_filter"], header["num_changes"], stored),
             "exceptions": exceptions,
             "folder": Path(folder),
             "digest": header["sha256"],

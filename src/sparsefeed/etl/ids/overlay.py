@@ -8,13 +8,15 @@ of the order of changes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sparsefeed.etl.ids.array_folder import StoredArray
 from sparsefeed.etl.ids.slots import mix
 from sparsefeed.etl.kernels.intrinsics import prefetch
 
@@ -23,6 +25,7 @@ __all__ = ["ABSENT", "TOMBSTONE", "Overlay", "overwrite_block", "row_in"]
 TOMBSTONE = -1
 ABSENT = -2
 _LOAD = 0.7
+_NAMES = ("overlay", "overlay_filter")
 _U32 = np.uint64(32)
 
 
@@ -34,11 +37,13 @@ class Overlay:
         entries: int64 [capacity, 2]: the key's bits, and its row, TOMBSTONE, or ABSENT where the slot is free.
         filter: uint64 [capacity / 8, rounded up]: a word for every 8 slots.
         num_entries: slots that are not free; the capacity follows from it.
+        stored: files that the arrays were read from, by name.
     """
 
     entries: NDArray[np.int64]
     filter: NDArray[np.uint64]
     num_entries: int
+    stored: Mapping[str, StoredArray] = field(default_factory=dict)
 
     @classmethod
     def empty(cls) -> Overlay:
@@ -52,13 +57,19 @@ class Overlay:
         return cls(entries, words, num_entries)
 
     @classmethod
-    def load(cls, entries: NDArray[np.int64], words: NDArray[np.uint64], num_entries: int) -> Overlay:
+    def load(
+        cls,
+        entries: NDArray[np.int64],
+        words: NDArray[np.uint64],
+        num_entries: int,
+        stored: Mapping[str, StoredArray] | None = None,
+    ) -> Overlay:
         """Take saved arrays; ValueError where they can't be a table of so many entries and its filter."""
         capacity = _capacity(num_entries)
         fits = entries.dtype == np.int64 and entries.shape == (capacity, 2)
         if not fits or words.dtype != np.uint64 or words.shape != (-(-capacity // 8),):
             raise ValueError("the overlay is no table of keys and rows with its filter")
-        return cls(entries, words, num_entries)
+        return cls(entries, words, num_entries, {n: f for n, f in (stored or {}).items() if n in _NAMES})
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +78,7 @@ class Overlay:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Name the arrays as they are saved."""
-        return {"overlay": self.entries, "overlay_filter": self.filter}
+        return dict(zip(_NAMES, (self.entries, self.filter), strict=True))
 
     def __len__(self) -> int:
         return self.num_entries
@@ -81,12 +92,12 @@ class Overlay:
 
     def updated(self, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> Overlay:
         """Put these entries in or replace them; keys must not repeat among themselves."""
+        if not len(keys):
+            return self
         old_keys, old_rows = self.items()
         kept = ~np.isin(old_keys, keys)
         all_keys = np.concatenate([old_keys[kept], keys])
         all_rows = np.concatenate([old_rows[kept], rows])
-        if not len(all_keys):
-            return self
         order = np.argsort(all_keys)
         capacity = _capacity(len(all_keys))
         entries = np.empty((capacity, 2), np.int64)

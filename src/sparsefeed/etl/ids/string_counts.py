@@ -59,7 +59,9 @@ class StringCounter:
         if len(array) == 0 or pa.types.is_null(array.type):
             return 0
         if pa.types.is_dictionary(array.type):
-            codes = array.indices.drop_null() if array.null_count else array.indices
+            if pa.types.is_null(array.dictionary.type):
+                return 0
+            codes = (array.indices.drop_null() if array.null_count else array.indices).cast(pa.int64())
             weights = np.bincount(codes.to_numpy(zero_copy_only=False), minlength=len(array.dictionary))
             return self._add_plain(array.dictionary, weights.astype(np.int64, copy=False)) if len(weights) else 0
         return self._add_plain(array, EACH_ONE)

@@ -30,13 +30,12 @@ from sparsefeed.etl.kernels.history import MOST_EVENTS, Events, as_of
 from sparsefeed.etl.ops.map_ids import MapIds, rows_schema
 from sparsefeed.etl.ops.statistic import Job, Statistic
 from sparsefeed.etl.runs import Runs
-from sparsefeed.etl.snapshot import SideWriter, write_header
+from sparsefeed.etl.snapshot import SideWriter, Snapshot, write_header
 from sparsefeed.etl.spec import FeedSpec, HistoryFeature, IdFeature, Side
 from sparsefeed.etl.state import Keys, LastKnown
 
 __all__ = ["CONTEXT", "History"]
 
-Ends = tuple[int, int]  # ms: of the last impression, of the last impression or response
 Kind = tuple[str, str]  # the feature that items are of, and the response
 _DAY_MS = 86_400_000
 _ROWS_AT_ONCE = 500_000  # members or posts of partitions that a job merges at a time
@@ -86,8 +85,8 @@ class MemberSnapshot:
         runs: of the partitions' members.
         num_runs: of each, one a partition.
         folder: of the side.
-        shown_ms: time of the last impression.
-        end_ms: of the last response or impression, just before the snapshot.
+        as_of_ms: the moment of the snapshot.
+        from_ms: no row of a later day is earlier.
         previous: events as kept the day before, by kind; None: this is no day that is added.
         kept: events to be kept for the next day, by kind.
     """
@@ -98,8 +97,8 @@ class MemberSnapshot:
     runs: Runs
     num_runs: int
     folder: Path
-    shown_ms: int
-    end_ms: int
+    as_of_ms: int
+    from_ms: int
     previous: Mapping[Kind, KeptEvents] | None
     kept: Mapping[Kind, KeptEvents]
 
@@ -110,14 +109,15 @@ class MemberSnapshot:
         for kind, files in self.events.items():
             files.build(self.event_runs[kind], num_runs)
             earlier = self.previous[kind] if self.previous else None
-            self.kept[kind].grow(earlier, files, *self._seen_later(kind))
+            most, window_ms = self._seen_later(kind)
+            self.kept[kind].grow(earlier, files, most, self.from_ms, window_ms)
         ids, lists = _names(self.spec, "member", self.spec.logs.member)
         lists += [history.name for history in self.spec.histories]
         num_dense = len(self.spec.of_kind("dense", side="member"))
         with SideWriter(self.folder, num_dense, ids, lists) as writer:
             for tables in self.runs.ranges(_ROWS_AT_ONCE, self.num_runs):
                 state = LastKnown.merge([LastKnown.from_arrow(table) for table in tables])
-                now = np.full(len(state.key), self.end_ms + 1, np.int64)
+                now = np.full(len(state.key), self.as_of_ms, np.int64)
                 writer.append(
                     state.snapshot({h.name: _of(h, self.events, state.key, now) for h in self.spec.histories})
                 )
@@ -133,13 +133,12 @@ class MemberSnapshot:
             number += 1
         return number
 
-    def _seen_later(self, kind: Kind) -> tuple[int, int]:
-        """How many events of a member the histories of a kind look at, and since when, in ms."""
+    def _seen_later(self, kind: Kind) -> tuple[int, int | None]:
+        """How many events of a member the histories of a kind look at, and how far back in ms; None: to the first."""
         histories = [h for h in self.spec.histories if (h.of, h.response) == kind]
         most = max(MOST_EVENTS if h.order == "frequent" else h.max_length for h in histories)
-        # A day more: clocks differ.
-        windows = [math.inf if h.window_days is None else (h.window_days + 1) * _DAY_MS for h in histories]
-        return most, max(0, int(self.shown_ms - max(windows))) if math.isfinite(max(windows)) else 0
+        windows = [math.inf if h.window_days is None else h.window_days * _DAY_MS for h in histories]
+        return most, math.ceil(max(windows)) if math.isfinite(max(windows)) else None
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,9 @@ class History(Statistic):
         folder: where the snapshot goes, `folder/snapshot`, and what the next day goes on from, `folder/state`; sorted
             events lie in `folder/scratch` meanwhile, runs in `folder/runs`.
         previous: result that this one adds a day to; None: none.
+
+    Attributes:
+        from_ms: no row of a later day is earlier; 0 keeps all events for later days.
     """
 
     def __init__(self, spec: FeedSpec, map_ids: MapIds, folder: Path, previous: Path | None = None) -> None:
@@ -204,6 +206,8 @@ class History(Statistic):
         self.events = {kind: EventFiles(folder / "scratch" / f"events-{'-'.join(kind)}") for kind in kinds}
         self.event_runs = {kind: Runs(folder / "runs" / f"events-{'-'.join(kind)}") for kind in kinds}
         self.kept, self.previous = _kept(kinds, folder), _kept(kinds, previous) if previous else None
+        self.earliest_as_of_ms = Snapshot.load(previous / "snapshot").as_of_ms if previous else 0
+        self.from_ms = 0
         self.state_runs = {side: Runs(folder / "runs" / f"state-{side}") for side in ("member", "post")}
 
     @property
@@ -212,8 +216,8 @@ class History(Statistic):
         features = [f.name for f in self.spec.of_kind("id", "ids", "dense")]
         return [*features, *(event_time(r.name) for r in self.spec.responses), TIME, *CONTEXT]
 
-    def collect(self, part: DataFrameType, number: int) -> Ends:
-        """Leave a partition's events and state as runs; give when the last of its impressions and responses was."""
+    def collect(self, part: DataFrameType, number: int) -> int:
+        """Leave a partition's events and state as runs; give the moment of the last thing that happened, in ms."""
         spec = self.spec
         member = (
             keys_of(part[spec.logs.member], spec.key_seed).values
@@ -221,7 +225,7 @@ class History(Statistic):
             else np.zeros(len(part), np.uint64)
         )
         time_ms = frame.numpy(part[TIME])
-        shown_ms = end_ms = int(time_ms.max(initial=0))
+        end_ms = int(time_ms.max(initial=0))
         for (of, response), runs in self.event_runs.items():
             moment = frame.numpy(part[event_time(response)])
             item = keys_of(part[of], spec.key_seed).values
@@ -233,13 +237,13 @@ class History(Statistic):
         for name, key, side, named in sides:
             state = _side(part, spec, number, key, side, named)  # type: ignore[arg-type]
             self.state_runs[name].write(number, state.to_arrow())
-        return shown_ms, end_ms
+        return end_ms
 
-    def merge(self, parts: Sequence[Ends]) -> Ends:
-        """The last moments of several partitions."""
-        return max(shown_ms for shown_ms, _ in parts), max(end_ms for _, end_ms in parts)
+    def merge(self, parts: Sequence[int]) -> int:
+        """The last moment of several partitions."""
+        return max(parts)
 
-    def jobs(self, merged: Ends, num_partitions: int) -> list[Job]:
+    def jobs(self, merged: int, num_partitions: int) -> list[Job]:
         """The two sides of the snapshot as of just after the last thing that happened."""
         folder, runs = self.folder / "snapshot", self.state_runs
         member = MemberSnapshot(
@@ -249,19 +253,24 @@ class History(Statistic):
             runs["member"],
             num_partitions,
             folder / "member",
-            *merged,
+            self._as_of(merged),
+            self.from_ms,
             self.previous,
             self.kept,
         )
         return [member, PostSnapshot(self.spec, runs["post"], num_partitions, folder / "post")]
 
-    def fit_finalize(self, dask_stats: tuple[Ends, list[Any]]) -> None:
+    def fit_finalize(self, dask_stats: tuple[int, list[Any]]) -> None:
         """Write the snapshot's header, last, and remove the runs: only now no job can be made again."""
         for runs in (*self.event_runs.values(), *self.state_runs.values()):
             runs.remove()
-        (_, end_ms), (member, post) = dask_stats
+        end_ms, (member, post) = dask_stats
         sides = {"member": member, "post": post}
-        write_header(self.folder / "snapshot", end_ms + 1, self.spec.key_seed, self.spec.digest, sides)
+        write_header(self.folder / "snapshot", self._as_of(end_ms), self.spec.key_seed, self.spec.digest, sides)
+
+    def _as_of(self, end_ms: int) -> int:
+        """The moment after the last thing that happened, on the days before too."""
+        return max(end_ms + 1, self.earliest_as_of_ms)
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
         """Lists of rows, most recent first; strictly before the row's time."""

@@ -165,7 +165,7 @@ class Ips(Statistic):
     def _counts_in(self, path: Path) -> Counts:
         """The counts that a written table was made from."""
         counts: Counts = {}
-        for row in pq.read_table(path, filters=[("surface", "!=", ""), ("stratum", "=", 0)]).to_pylist():
+        for row in pq.read_table(path, filters=[("reason", "!=", "sampling"), ("stratum", "=", 0)]).to_pylist():
             of_surface = counts.setdefault(
                 row["surface"], np.zeros((len(self.responses), len(self.edges), 2, 2), np.int64)
             )

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 __all__ = ["Request", "Store", "open_store"]
 
@@ -82,12 +83,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        path = self.folder / self.path.strip("/")
+        path = self.folder / unquote(self.path).strip("/")
         if "denied" in path.parts:
             self._send(403, b"")
         elif path.is_dir():
             names = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
-            page = "".join(f'<a href="{name}">{name}</a>' for name in names)
+            as_link = quote if "escaped" in path.parts else str  # Python's own server escapes "="
+            page = "".join(f'<a href="{as_link(name)}">{name}</a>' for name in names)
             self._send(200, page.encode(), body, {"Content-Type": "text/html"})
         else:
             try:

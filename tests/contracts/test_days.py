@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from sparsefeed.errors import DataError, SpecError
+from sparsefeed.errors import BadFileError, DataError, SpecError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.days import AddedDays
 from sparsefeed.etl.ids import IdMap, Inverse
@@ -271,6 +271,7 @@ def test_8_days_of_an_earlier_base_are_in_nobodys_way(folder: Path, tmp_path: Pa
         for day in added:
             days.add(spec(), folder, date(2026, 11, day), CONFIG)
         assert [result.last_day.day for result in days.chain()] == [until - 1, *added]
+    assert [path.name for path in days.outdated()] == ["2026-11-05", "2026-11-06"]
 
 
 def test_8_a_day_without_a_row_is_no_day(folder: Path, days: AddedDays, tmp_path: Path) -> None:
@@ -280,6 +281,31 @@ def test_8_a_day_without_a_row_is_no_day(folder: Path, days: AddedDays, tmp_path
     apart = AddedDays(days.base, tmp_path / "days")
     apart.add(spec(), root, date(2026, 11, 6), CONFIG)
     assert [result.last_day.day for result in apart.chain()] == [4, 6]
+
+
+def test_8_an_unreadable_day_is_skipped_where_that_is_asked_for(folder: Path, days: AddedDays, tmp_path: Path) -> None:
+    root = shutil.copytree(folder, tmp_path / "logs")
+    (root / "impressions" / "day=2026-11-05" / "part-000.parquet").write_bytes(b"")
+    apart = AddedDays(days.base, tmp_path / "days")
+    with pytest.raises(BadFileError, match="not readable as parquet"):
+        apart.add(spec(), root, date(2026, 11, 6), CONFIG)
+    skip = CONFIG.model_copy(update={"on_bad_file": "skip"})
+    with pytest.raises(DataError, match="no impression of 2026-11-05 can be read there"):
+        apart.add(spec(), root, date(2026, 11, 5), skip)
+    apart.add(spec(), root, date(2026, 11, 6), skip)
+    assert [result.last_day.day for result in apart.chain()] == [4, 6]
+
+
+def test_8_a_day_whose_actions_may_still_come_says_so(folder: Path, days: AddedDays, tmp_path: Path) -> None:
+    root = shutil.copytree(folder, tmp_path / "logs")
+    for path in root.glob("*/day=*"):
+        if path.name > "day=2026-11-05":
+            shutil.rmtree(path)
+    apart = AddedDays(days.base, tmp_path / "days")
+    (warning,) = [w for w in apart.add(spec(), root, date(2026, 11, 5), CONFIG)["warnings"] if "may still come" in w]
+    assert warning.startswith(f"{root}: no actions of 2026-11-06 are there yet, when responses to 2026-11-05")
+    complete = apart.add(spec(), folder, date(2026, 11, 5), CONFIG)["warnings"]
+    assert not [w for w in complete if "may still come" in w]
 
 
 def test_8_a_result_that_kept_nothing_is_refused(folder: Path, days: AddedDays, tmp_path: Path) -> None:

@@ -118,6 +118,29 @@ def test_a_run_that_is_killed_is_made_anew_and_leaves_the_old_result(folder: Pat
         assert pq.read_table(part).equals(pq.read_table(tmp_path / "again" / part.relative_to(tmp_path / "etl")))
 
 
+def test_a_response_that_nothing_is_counted_for_is_named(folder: Path, tmp_path: Path) -> None:
+    responses = [{"name": "click", "column": "click"}, {"name": "lke"}]
+    features = [
+        f for f in logs.spec().model_dump(mode="json", exclude_unset=True)["features"] if f.get("response") != "like"
+    ]
+    summary = run(logs.spec(responses=responses, features=features), folder, tmp_path / "etl", CONFIG)
+    assert (
+        'response "lke": no impression has one; look at its name, and at its column or the actions'
+        in summary["warnings"]
+    )
+    assert not [warning for warning in summary["warnings"] if 'response "click"' in warning]
+
+
+def test_times_in_another_unit_are_refused_with_the_file(folder: Path, tmp_path: Path) -> None:
+    path = folder / FIRST
+    micros = pq.read_table(path)["time"].cast(pa.int64()).to_numpy() * 1000
+    logs.change(path, time=pa.array(micros))
+    with pytest.raises(
+        DataError, match=r"part-000.parquet: column \"time\": every time is more than 366 days from 2026-11-02"
+    ):
+        run(logs.spec(), folder, tmp_path / "etl", CONFIG)
+
+
 def test_no_file_stays_open_after_a_run(folder: Path, tmp_path: Path) -> None:
     run(logs.spec(), folder, tmp_path / "first", CONFIG)  # what libraries open once
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -220,6 +220,13 @@ def test_a_file_that_changed_in_the_middle_and_was_skipped_is_read_the_next_time
     assert (second["skipped"], second["num_train_rows"]) == ([], 312)
 
 
+def test_a_listing_that_escapes_names_is_understood(store: Store) -> None:
+    shutil.copytree(store.folder / "logs", store.folder / "escaped")
+    opened = LogFolder.open(f"{store.url}/escaped", logs.spec())
+    assert opened.days == LogFolder.open(store.folder / "logs", logs.spec()).days
+    assert all("day%3D" in file.path for file in opened.impressions)
+
+
 def test_a_wrong_bucket_is_named(store: Store) -> None:
     with pytest.raises(DataError, match=r"/no-bucket/impressions: no day=YYYY-MM-DD/\*\.parquet, or no such place"):
         LogFolder.open(f"{store.url}/no-bucket", SPEC)

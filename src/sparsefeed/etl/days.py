@@ -57,6 +57,11 @@ class AddedDays:
                 results.append(later)
         return results
 
+    def outdated(self) -> list[Path]:
+        """Folders of days that were added to what is no longer there."""
+        known = {result.folder for result in self.chain()}
+        return [path for path in sorted(self.folder.glob("????-??-??")) if path not in known]
+
     def add(
         self, spec: FeedSpec, logs_root: Path | str, day: date, config: EtlConfig, progress: Progress = silent
     ) -> dict[str, Any]:
@@ -82,7 +87,10 @@ class AddedDays:
         if day <= first:
             raise DataError(f"{self.base}: day {day} is in it, or before it; it ends with {first}; add a later day")
         previous = [result for result in results if result.last_day < day][-1]
-        if between := days_of(logs_root, previous.last_day + _DAY, day - _DAY):
+        skip = config.on_bad_file == "skip"
+        if not days_of(logs_root, day, day, skip):
+            raise DataError(f"{logs_root}: no impression of {day} can be read there; give a day that has some")
+        if between := days_of(logs_root, previous.last_day + _DAY, day - _DAY, skip):
             stale = self.folder / str(between[0])
             why = f"; {stale} was made from what is no longer there" if stale.exists() else ""
             raise DataError(f"{logs_root}: day {between[0]} comes after {previous.last_day}; add it before {day}{why}")

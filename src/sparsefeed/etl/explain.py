@@ -9,8 +9,8 @@ from typing import Any
 
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions, columns_of
-from sparsefeed.etl.logs import LogFile, LogFolder, action_columns
-from sparsefeed.etl.pipeline import held_out_days, rows_of_partitions
+from sparsefeed.etl.logs import LogFile, action_columns
+from sparsefeed.etl.pipeline import Skipped, held_out_days, rows_of_partitions
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.stored_file import side_by_side
 
@@ -51,7 +51,7 @@ def explain(spec: FeedSpec, root: Path | str, config: EtlConfig) -> list[Stage]:
     Raises:
         DataError: as the run itself would before it begins.
     """
-    logs = LogFolder.open(root, spec, since=config.since, until=config.until)
+    logs = Skipped(config.on_bad_file == "skip").open(root, spec, config)
     limit = rows_of_partitions(logs, config)
     partitions = logs.partitions(limit)
     eval_days = set(held_out_days(logs, config))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ __all__ = [
 
 TIME, POSITION, SURFACE, RANDOM, IMPRESSION = "_time", "_position", "_surface", "_random", "impression_id"
 STRATUM = "_stratum"  # of the rate that a row was kept with, 0 where all are (kernels.sampling)
+_EPOCH, _DAY_MS, _FAR_DAYS = date(1970, 1, 1), 86_400_000, 366
 Column = Any  # numpy [n], or Arrow's array of strings or lists
 Result = TypeVar("Result")
 Frames = Iterable[tuple[int, frame.Frame]]  # and the number of each among the partitions
@@ -153,6 +155,8 @@ class ReadImpressions:
         texts = [name for name in raw if kinds[name] in ("string", "strings")]
         parts = [self._columns(piece, raw, table) for piece, table in read_pieces(partition.pieces, raw, texts)]
         columns = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+        if TIME in columns:
+            self._must_be_near(columns[TIME], partition)
         dropped = self.repeats.rows(partition) if self.repeats else ()
         if len(dropped):
             first = np.ones(partition.num_rows, np.bool_)
@@ -160,6 +164,15 @@ class ReadImpressions:
             columns = _filtered(columns, first)
         joined = self.actions.first_times(partition.day, columns[_KEYS]) if self.actions and self.joins else {}
         return self._frame(columns, joined)
+
+    def _must_be_near(self, time_ms: NDArray[np.int64], partition: Partition) -> None:
+        """DataError where no time is within a year of its folder's day: of another unit, as a rule."""
+        of_day = (partition.day - _EPOCH).days * _DAY_MS
+        if len(time_ms) and np.abs(time_ms - of_day).min() > _FAR_DAYS * _DAY_MS:
+            raise DataError(
+                f'{partition.pieces[0].path}: column "{self.spec.logs.time}": every time is more than {_FAR_DAYS} days '
+                f"from {partition.day}, the first is {time_ms[0]} ms; write timestamps, or milliseconds since the epoch"
+            )
 
     def of_table(self, table: pa.Table, where: Piece, acted: Mapping[str, NDArray[np.int64]]) -> frame.Frame:
         """A frame of rows that were read, cleared of repeats and joined with their actions elsewhere.

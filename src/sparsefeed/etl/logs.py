@@ -6,16 +6,18 @@ Nothing but footers is read here (docs/contracts/logs.md says what must be in th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 
-from sparsefeed.errors import DataError, did_you_mean
+from sparsefeed.errors import BadFileError, DataError, did_you_mean
 from sparsefeed.etl.spec import Actions, FeedSpec, IdFeature, IdListFeature
-from sparsefeed.etl.stored_file import StoredFile, find_files, root_of, side_by_side
+from sparsefeed.etl.stored_file import StoredFile, find_files, is_remote, root_of, side_by_side
 
 __all__ = [
     "MEANING",
@@ -179,12 +181,19 @@ class LogFolder:
         return _partitions(self.actions, rows)
 
 
-def days_of(where: Path | str, since: date = date.min, until: date = date.max) -> list[date]:
-    """Days of a folder of logs that have an impression, ascending; BadFileError where a footer cannot be read."""
+def days_of(where: Path | str, since: date = date.min, until: date = date.max, skip: bool = False) -> list[date]:
+    """Days of a folder of logs that have an impression, ascending.
+
+    Args:
+        where: the folder, or its URL.
+        since: the first day that is looked at.
+        until: the last.
+        skip: a file that cannot be read has no impression; else it is a BadFileError.
+    """
     found: set[date] = set()
     for file, day in _files(f"{root_of(where)}/impressions"):
         if since <= day <= until and day not in found:
-            with file.reading("not readable as parquet"):
+            with suppress(BadFileError) if skip else nullcontext(), file.reading("not readable as parquet"):
                 if file.footer().num_rows:
                     found.add(day)
     return sorted(found)
@@ -193,7 +202,7 @@ def days_of(where: Path | str, since: date = date.min, until: date = date.max) -
 def _files(folder: str, skipped: frozenset[str] = frozenset()) -> list[tuple[StoredFile, date]]:
     files = []
     for file in find_files(folder, "day=*/*.parquet"):
-        of_day = file.url.rsplit("/", 1)[0]
+        of_day = unquote(file.url.rsplit("/", 1)[0]) if is_remote(file.url) else file.url.rsplit("/", 1)[0]
         try:
             day = date.fromisoformat(of_day.rsplit("day=", 1)[1])
         except ValueError as error:

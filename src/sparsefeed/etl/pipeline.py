@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sparsefeed.etl.workflow import FeedWorkflow, dataset_of
 from sparsefeed.progress import Progress, silent
 
 __all__ = [
+    "Skipped",
     "fit_and_write",
     "held_out_days",
     "partition_rows",
@@ -97,6 +98,8 @@ def run(
                 skipped.add(error)
                 opened = skipped.open(logs_root, spec, config)
                 emptied(folder)
+        if previous:
+            made["warnings"] += _late(spec, opened)
         made["skipped"] = skipped.files
         made["warnings"] = [*skipped.warnings(), *made["warnings"]]
         fingerprint = _fingerprint(spec, config, opened, before)
@@ -176,6 +179,20 @@ class Skipped:
             f"{file['cause']}"
             for file in self.files
         ]
+
+
+def _late(spec: FeedSpec, logs: LogFolder) -> list[str]:
+    """A warning where actions may still come that belong to the last day."""
+    declared, day = spec.logs.actions, logs.days[-1]
+    if declared is None:
+        return []
+    end = day + timedelta(days=declared.attribution_days)
+    if max((file.day for file in logs.actions), default=date.min) >= end:
+        return []
+    return [
+        f"{logs.root}: no actions of {end} are there yet, when responses to {day} may still come; once they are, add "
+        "the day again, and those after it"
+    ]
 
 
 def _absolute(root: str) -> str:

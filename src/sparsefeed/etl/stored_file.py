@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -163,7 +164,7 @@ def find_files(folder: str, pattern: str) -> list[StoredFile]:
     found = []
     for path, info in listed.items():
         name = path.removeprefix(root).lstrip("/")
-        if name.count("/") == pattern.count("/") and fnmatchcase(name, pattern):
+        if name.count("/") == pattern.count("/") and fnmatchcase(unquote(name), pattern):  # some servers escape "="
             found.append(StoredFile._of(f"{folder}/{name}", info))
     found.sort(key=lambda file: file.url.split("/"))
     return list(side_by_side(_complete, found))

@@ -31,6 +31,9 @@ LogsFolder = Annotated[
 Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.")]
 
 
+_NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
 class Scale(str, Enum):
     """How large a simulated feed is."""
 
@@ -320,6 +323,10 @@ def main() -> None:
         console.print(str(error), markup=False, soft_wrap=True)
         sys.exit(1)
     except OSError as error:
+        if error.errno in _NO_PLACE:
+            console.print("[red]cannot write[/red]: ", end="")
+            console.print(f"{error.filename}: {error.strerror}; name another place", markup=False, soft_wrap=True)
+            sys.exit(1)
         if error.errno != errno.ENOSPC:
             raise
         console.print(f"[red]disk full[/red]: {error}; nothing was published; make room and run the same command again")

@@ -57,9 +57,13 @@ def prepare(
     recipe: Recipe, workspace: Workspace, logs: Path | str | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Run the ETL over the workspace's logs, or others; the content of etl.json."""
+    from sparsefeed.etl.days import AddedDays
     from sparsefeed.etl.pipeline import run
 
-    return run(recipe.feed, logs or workspace.logs, workspace.etl, recipe.etl, progress)
+    summary = run(recipe.feed, logs or workspace.logs, workspace.etl, recipe.etl, progress)
+    outdated = AddedDays(workspace.etl, workspace.etl_days).outdated()
+    notes = [f"{path}: was added to what is no longer there; add the day again, or remove it" for path in outdated]
+    return {**summary, "warnings": [*summary["warnings"], *notes]}
 
 
 def add_day(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema
 from numpy.typing import NDArray
 
+from sparsefeed.errors import DataWarning
 from sparsefeed.etl import frame
 from sparsefeed.etl.columns import KEY
 from sparsefeed.etl.events import EventFiles, KeptEvents
@@ -36,6 +38,7 @@ from sparsefeed.etl.state import Keys, LastKnown
 
 __all__ = ["CONTEXT", "History"]
 
+Happened = tuple[int, dict[str, int]]  # when the last thing happened, in ms, and how many of each response
 Kind = tuple[str, str]  # the feature that items are of, and the response
 _DAY_MS = 86_400_000
 _ROWS_AT_ONCE = 500_000  # members or posts of partitions that a job merges at a time
@@ -216,8 +219,8 @@ class History(Statistic):
         features = [f.name for f in self.spec.of_kind("id", "ids", "dense")]
         return [*features, *(event_time(r.name) for r in self.spec.responses), TIME, *CONTEXT]
 
-    def collect(self, part: DataFrameType, number: int) -> int:
-        """Leave a partition's events and state as runs; give the moment of the last thing that happened, in ms."""
+    def collect(self, part: DataFrameType, number: int) -> Happened:
+        """Leave a partition's events and state as runs; give when the last thing happened, and how many responses."""
         spec = self.spec
         member = (
             keys_of(part[spec.logs.member], spec.key_seed).values
@@ -237,13 +240,13 @@ class History(Statistic):
         for name, key, side, named in sides:
             state = _side(part, spec, number, key, side, named)  # type: ignore[arg-type]
             self.state_runs[name].write(number, state.to_arrow())
-        return end_ms
+        return end_ms, {r.name: int((frame.numpy(part[event_time(r.name)]) > 0).sum()) for r in spec.responses}
 
-    def merge(self, parts: Sequence[int]) -> int:
-        """The last moment of several partitions."""
-        return max(parts)
+    def merge(self, parts: Sequence[Happened]) -> Happened:
+        """The last moment and all responses of several partitions."""
+        return max(end_ms for end_ms, _ in parts), {name: sum(num[name] for _, num in parts) for name in parts[0][1]}
 
-    def jobs(self, merged: int, num_partitions: int) -> list[Job]:
+    def jobs(self, merged: Happened, num_partitions: int) -> list[Job]:
         """The two sides of the snapshot as of just after the last thing that happened."""
         folder, runs = self.folder / "snapshot", self.state_runs
         member = MemberSnapshot(
@@ -253,18 +256,24 @@ class History(Statistic):
             runs["member"],
             num_partitions,
             folder / "member",
-            self._as_of(merged),
+            self._as_of(merged[0]),
             self.from_ms,
             self.previous,
             self.kept,
         )
         return [member, PostSnapshot(self.spec, runs["post"], num_partitions, folder / "post")]
 
-    def fit_finalize(self, dask_stats: tuple[int, list[Any]]) -> None:
+    def fit_finalize(self, dask_stats: tuple[Happened, list[Any]]) -> None:
         """Write the snapshot's header, last, and remove the runs: only now no job can be made again."""
         for runs in (*self.event_runs.values(), *self.state_runs.values()):
             runs.remove()
-        end_ms, (member, post) = dask_stats
+        (end_ms, num_responses), (member, post) = dask_stats
+        for name in (name for name, num in num_responses.items() if num == 0):
+            warnings.warn(
+                f'response "{name}": no impression has one; look at its name, and at its column or the actions',
+                DataWarning,
+                stacklevel=2,
+            )
         sides = {"member": member, "post": post}
         write_header(self.folder / "snapshot", self._as_of(end_ms), self.spec.key_seed, self.spec.digest, sides)
 

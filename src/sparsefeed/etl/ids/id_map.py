@@ -355,10 +355,13 @@ class IdMap:
                 old_row[row] = self.exceptions.by_key[key][string]
         return folded, old_row
 
-    def save(self, folder: Path | str) -> None:
-        """Write the map; a reader of the folder meanwhile sees the old one or the new one."""
+    def save(self, folder: Path | str, durable: bool = True) -> None:
+        """Write the map; a reader of the folder meanwhile sees the old one or the new one.
+
+        Unless `durable`, a machine that loses its power soon after may lose it.
+        """
         numbers = {name: getattr(self, name) for name in NUMBERS}
-        write_map(folder, numbers, self.base, self.overlay, self.exceptions)
+        write_map(folder, numbers, self.base, self.overlay, self.exceptions, durable)
 
     @classmethod
     def load(cls, folder: Path | str, mmap: bool = True, digest: str | None = None) -> IdMap:

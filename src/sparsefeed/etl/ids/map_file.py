@@ -21,7 +21,12 @@ _HEADER = "id_map.json"
 
 
 def write_map(
-    folder: Path | str, numbers: Mapping[str, Any], base: Base, overlay: Overlay, exceptions: Exceptions
+    folder: Path | str,
+    numbers: Mapping[str, Any],
+    base: Base,
+    overlay: Overlay,
+    exceptions: Exceptions,
+    durable: bool,
 ) -> None:
     """Write the parts of a map; a reader of the folder meanwhile sees the old one or the new one."""
     header = {
@@ -31,9 +36,8 @@ def write_map(
         "num_changes": len(overlay),
         "exceptions": exceptions.to_json(),
     }
-    write_array_folder(
-        folder, _HEADER, header, {**base.arrays(), **overlay.arrays()}, {**base.stored, **overlay.stored}
-    )
+    arrays, stored = {**base.arrays(), **overlay.arrays()}, {**base.stored, **overlay.stored}
+    write_array_folder(folder, _HEADER, header, arrays, stored, durable)
 
 
 def read_map(folder: Path | str, mmap: bool, digest: str | None) -> dict[str, Any]:

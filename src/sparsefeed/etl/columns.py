@@ -51,7 +51,7 @@ def write_columns(folder: Path, schema: pa.Schema, parts: Iterable[pa.Table]) ->
                     data = chunk.buffers()[2]
                     if data is not None:
                         file.append(np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]])
-        return next(iter(ends.values())).num_rows - 1 if texts else files[schema.names[0]].num_rows
+        return files[KEY].num_rows
 
 
 def open_columns(folder: Path, schema: pa.Schema) -> pa.Table:

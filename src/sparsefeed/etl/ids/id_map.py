@@ -356,10 +356,7 @@ class IdMap:
         return folded, old_row
 
     def save(self, folder: Path | str, durable: bool = True) -> None:
-        """Write the map; a reader of the folder meanwhile sees the old one or the new one.
-
-        Unless `durable`, a machine that loses its power soon after may lose it.
-        """
+        """Write the map as `array_folder` writes; a reader meanwhile sees the old one or the new one."""
         numbers = {name: getattr(self, name) for name in NUMBERS}
         write_map(folder, numbers, self.base, self.overlay, self.exceptions, durable)
 

@@ -53,9 +53,8 @@ def write_array_folder(
     header: Mapping[str, Any],
     arrays: Mapping[str, NDArray[Any]],
     stored: Mapping[str, StoredArray] | None = None,
-    durable: bool = True,
 ) -> None:
-    """Write arrays and header; array files that the new header does not name are removed last.
+    """Write arrays and header, fsynced; array files that the new header does not name are removed last.
 
     Args:
         folder: made if it is not there.
@@ -63,7 +62,6 @@ def write_array_folder(
         header: JSON values; `arrays` (name -> file, bytes, sha256) and its own `sha256` are added to it.
         arrays: by name.
         stored: those of them that lie in files already: these are linked, which costs nothing, where they can be.
-        durable: wait until the disk has all of it; else a machine that loses its power may lose it.
 
     Raises:
         OSError: a file cannot be written, as on a full disk; what the folder held before is whole.
@@ -86,12 +84,12 @@ def write_array_folder(
                 entries[name] = {"file": f"{name}-{digest[:16]}.npy", "bytes": digested.num_bytes, "sha256": digest}
                 final = folder / entries[name]["file"]
                 if not (final.exists() and _sha256(final) == digest):  # else it stays, with the links to it
-                    _rename(partial, final, durable)
+                    _rename(partial, final)
         with _partial(folder) as partial:
             whole = {**header, "arrays": entries}
             whole["sha256"] = sha256_of_header(whole)
             partial.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
-            _rename(partial, folder / header_name, durable)
+            _rename(partial, folder / header_name)
         kept = _named_by_headers(folder)
         for file in folder.glob(f"*-{'[0-9a-f]' * 16}.npy"):
             if file.name not in kept:
@@ -238,11 +236,8 @@ class _partial:
             error.filename = str(self.path)  # a failed write does not say where
 
 
-def _rename(partial: Path, final: Path, durable: bool) -> None:
-    """Rename; if `durable`, once the bytes, then the name, are on the disk."""
-    if not durable:
-        partial.replace(final)
-        return
+def _rename(partial: Path, final: Path) -> None:
+    """Rename once the bytes, then the name, are on the disk."""
     with partial.open("rb") as stream:
         os.fsync(stream.fileno())
     partial.replace(final)

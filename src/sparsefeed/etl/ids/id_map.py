@@ -355,10 +355,10 @@ class IdMap:
                 old_row[row] = self.exceptions.by_key[key][string]
         return folded, old_row
 
-    def save(self, folder: Path | str, durable: bool = True) -> None:
-        """Write the map as `array_folder` writes; a reader meanwhile sees the old one or the new one."""
+    def save(self, folder: Path | str) -> None:
+        """Write the map; a reader of the folder meanwhile sees the old one or the new one."""
         numbers = {name: getattr(self, name) for name in NUMBERS}
-        write_map(folder, numbers, self.base, self.overlay, self.exceptions, durable)
+        write_map(folder, numbers, self.base, self.overlay, self.exceptions)
 
     @classmethod
     def load(cls, folder: Path | str, mmap: bool = True, digest: str | None = None) -> IdMap:

@@ -106,10 +106,10 @@ class Inverse:
             raise IdError(f"inverse/{self.table}: no text ({error}); restore it from its bundle") from error
         return taken
 
-    def save(self, folder: Path | str, durable: bool = True) -> None:
-        """Write the inverse, as `IdMap.save` writes a map."""
+    def save(self, folder: Path | str) -> None:
+        """Write the inverse; a reader of the folder meanwhile sees the old one or the new one."""
         header = {"format": _FORMAT, "table": self.table, "first_row": self.first_row}
-        write_array_folder(folder, _HEADER, header, {"offsets": self.offsets, "data": self.data}, durable=durable)
+        write_array_folder(folder, _HEADER, header, {"offsets": self.offsets, "data": self.data})
 
     @classmethod
     def load(cls, folder: Path | str, mmap: bool = True) -> Inverse:

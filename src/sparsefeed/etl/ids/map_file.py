@@ -21,12 +21,7 @@ _HEADER = "id_map.json"
 
 
 def write_map(
-    folder: Path | str,
-    numbers: Mapping[str, Any],
-    base: Base,
-    overlay: Overlay,
-    exceptions: Exceptions,
-    durable: bool,
+    folder: Path | str, numbers: Mapping[str, Any], base: Base, overlay: Overlay, exceptions: Exceptions
 ) -> None:
     """Write the parts of a map; a reader of the folder meanwhile sees the old one or the new one."""
     header = {
@@ -36,8 +31,9 @@ def write_map(
         "num_changes": len(overlay),
         "exceptions": exceptions.to_json(),
     }
-    arrays, stored = {**base.arrays(), **overlay.arrays()}, {**base.stored, **overlay.stored}
-    write_array_folder(folder, _HEADER, header, arrays, stored, durable)
+    write_array_folder(
+        folder, _HEADER, header, {**base.arrays(), **overlay.arrays()}, {**base.stored, **overlay.stored}
+    )
 
 
 def read_map(folder: Path | str, mmap: bool, digest: str | None) -> dict[str, Any]:

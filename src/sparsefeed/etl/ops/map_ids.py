@@ -94,10 +94,9 @@ class BuildMap:
                 fingerprint_bits=self.table.fingerprint_bits,
                 strings=chosen.strings,
             )
-        # Not durable: nothing else of a result is, and each wait for the disk waits for all that others write.
-        made.save(self.folder / "ids" / name, durable=False)
+        made.save(self.folder / "ids" / name)
         first_row = before.num_rows if before else made.first_row
-        Inverse.build(made, chosen.strings, first_row).save(self.folder / "inverse" / name, durable=False)
+        Inverse.build(made, chosen.strings, first_row).save(self.folder / "inverse" / name)
         return made.num_admitted
 
     def _counted(self, before: IdMap | None) -> Iterator[StringCounts]:

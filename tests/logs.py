@@ -127,7 +127,7 @@ def read(root: Path | str, spec: FeedSpec, days: int | None = None, rows: int = 
         for name in part:
             column = frame.arrow(part[name])
             is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-            part[name] = column.to_numpy() if is_number else pd.Series(column.to_pylist(), dtype=object)
+            part[name] = frame.numpy(part[name]) if is_number else pd.Series(column.to_pylist(), dtype=object)
     return pd.concat(parts, ignore_index=True)
 
 

@@ -41,6 +41,19 @@ def test_dictionaries_within_lists_are_read_out() -> None:
     assert found.to_pylist() == [["a", "b"], [], ["a"]]
 
 
+def test_null_numbers_are_narrowed_to_nan() -> None:
+    """cuDF gives no array of a column that has nulls."""
+    found = frame.narrow(pa.chunked_array([pa.array([1.5, None], pa.float32())]))
+    assert found.null_count == 0
+    assert np.array_equal(found.to_numpy(), [1.5, np.nan], equal_nan=True)
+
+
+def test_a_null_number_is_nan_and_what_stands_below_it_any() -> None:
+    array = pa.array([7.0, None, 2.0], pa.float32())[1:]
+    assert np.array_equal(frame.values(frame.arrow_column(array)), [np.nan, 2.0], equal_nan=True)
+    assert frame.with_nulls(array)[1] == 2.0
+
+
 def test_numpy_columns_pass() -> None:
     array = np.arange(3)
     assert frame.narrow(array) is array

@@ -60,12 +60,6 @@ def test_moments_have_the_digits_of_the_cpu(column: np.ndarray, log: bool) -> No
         assert (found.mean, found.std) == pytest.approx((expected.mean, expected.std), rel=2e-7)
 
 
-def test_infinities_are_found(column: np.ndarray) -> None:
-    assert not dense.has_infinity(on_device(column))
-    column[5] = -np.inf
-    assert dense.has_infinity(on_device(column))
-
-
 @pytest.mark.parametrize("num", [NUM, 0])
 def test_buckets_counts_and_cells_are_those_of_the_cpu(num: int) -> None:
     random = np.random.default_rng(1)

@@ -33,11 +33,21 @@ __all__ = [
     "ragged",
     "strings",
     "values",
+    "with_nulls",
 ]
 
 Column: TypeAlias = Any  # pandas.Series or cudf.Series; neither has types to check by
 Frame: TypeAlias = Any  # pandas.DataFrame or cudf.DataFrame
 Arrow: TypeAlias = "pa.Array | pa.ChunkedArray"
+
+
+def with_nulls(array: pa.Array) -> NDArray[Any]:
+    """The numbers of an Arrow array [n] where they lie; at a null stands any."""
+    return np.asarray(pa.Array.from_buffers(array.type, len(array), [None, array.buffers()[1]], 0, array.offset))
+
+
+def _nan_for_null(array: Arrow) -> Arrow:
+    return pc.fill_null(array, np.nan) if array.null_count and pa.types.is_floating(array.type) else array
 
 
 def _is_cudf(column: Column | Frame) -> bool:
@@ -58,17 +68,17 @@ def arrow(column: Column) -> Arrow:
 
 
 def numpy(column: Column) -> NDArray[Any]:
-    """A numeric column without nulls as a numpy array [n]; of Arrow's memory it is a view.
+    """A numeric column as a numpy array [n], NaN for a float's null; of Arrow's memory it is a view if it has none.
 
     cuDF: copied to host memory. Not run.
     """
     if isinstance(column.dtype, pd.ArrowDtype):
-        return np.asarray(arrow(column).to_numpy())
+        return np.asarray(_nan_for_null(arrow(column)).to_numpy())
     return np.asarray(column.to_numpy())
 
 
 def values(column: Column) -> NDArray[Any]:
-    """A numeric column without nulls where it lies, for kernels that take numpy and CuPy alike: [n].
+    """A numeric column where it lies, for kernels that take numpy and CuPy alike: [n].
 
     pandas: as `numpy`. cuDF: a CuPy array over the column's own memory, so kernels must not write it. Not run.
     """
@@ -161,9 +171,10 @@ def from_arrow(columns: Mapping[str, Any], cudf: bool) -> Frame:
 
 
 def narrow(column: Arrow | NDArray[Any]) -> Arrow | NDArray[Any]:
-    """A column as cuDF 24.02 reads it: offsets of 32 bits, and no dictionaries within lists; others as they are."""
+    """A column as cuDF 24.02 reads it: offsets of 32 bits, no dictionaries within lists, and no null floats."""
     if isinstance(column, np.ndarray):
         return column
+    column = _nan_for_null(column)
     kind = column.type
     if pa.types.is_dictionary(kind):
         if not pa.types.is_large_string(kind.value_type):

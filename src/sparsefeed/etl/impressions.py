@@ -2,7 +2,7 @@
 
 Columns of a frame: the spec's raw id and dense columns, then `y_<response>` float32, `t_<response>` int64 (event
 time in ms, 0 for none), and `TIME`, `POSITION`, `SURFACE`, `RANDOM`, `IMPRESSION`. Only what is asked for is read.
-Strings and lists stay in Arrow's memory.
+What a file has as the frame needs it stays in Arrow's memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from sparsefeed.etl import frame
 from sparsefeed.etl.actions import ActionIndex
 from sparsefeed.etl.cluster import compute, num_slots
 from sparsefeed.etl.engaged import EngagedSessions
-from sparsefeed.etl.kernels.dense import has_infinity
 from sparsefeed.etl.kernels.sampling import kept, strata, stratum_of
 from sparsefeed.etl.logs import LogFolder, Partition, Piece, impression_columns
 from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_pieces
@@ -134,9 +133,10 @@ class ReadImpressions:
             most_per_task: partitions of a task at most; so many only if all slots of the cluster have as many.
         """
         numbered, slots = list(enumerate(partitions)), num_slots()
-        num_tasks = slots * -(-len(numbered) // (slots * most_per_task))
-        size = -(-len(numbered) // max(num_tasks, 1)) or 1
-        batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
+        num_tasks = min(len(numbered), slots * -(-len(numbered) // (slots * most_per_task)))
+        batches = [
+            numbered[len(numbered) * i // num_tasks : len(numbered) * (i + 1) // num_tasks] for i in range(num_tasks)
+        ]
         return compute([partial(_read_and_work, self, batch, work) for batch in batches])
 
     @property
@@ -314,10 +314,12 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
     return pa.large_string() if not pa.types.is_dictionary(kind) else _value_type(kind.value_type)
 
 
-def _numbers(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """A dense feature; infinities are no numbers and read as null."""
-    values = np.asarray(column.cast(pa.float32(), safe=False).to_numpy())
-    return np.where(np.isinf(values), np.float32(np.nan), values) if has_infinity(values) else values
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A dense feature, float32; infinities are no numbers and read as null."""
+    column = column.cast(pa.float32(), safe=False)
+    if any(np.isinf(frame.with_nulls(chunk)).any() for chunk in column.chunks):
+        return pc.if_else(pc.is_inf(column), pa.scalar(None, pa.float32()), column)
+    return column
 
 
 def _labels(piece: Piece, name: str, table: pa.Table) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sparsefeed.etl.cluster import compute
 from sparsefeed.etl.columns import KEY
-from sparsefeed.etl.ids.distinct import order_of
+from sparsefeed.etl.ids.key_order import order_of
 from sparsefeed.etl.logs import Partition
 from sparsefeed.etl.parquet import event_keys, no_nulls, read_pieces
 from sparsefeed.etl.runs import Runs

@@ -45,6 +45,11 @@ class Runs:
         """All runs, memory-mapped, by number."""
         return [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(self.folder.glob("*.arrow"))]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all runs, on the disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.arrow"))
+
     def ranges(self, rows: int, num_runs: int) -> Iterator[list[pa.Table]]:
         """The runs cut at the same keys, so that a range has about `rows` rows over all runs.
 

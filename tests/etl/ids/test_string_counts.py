@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparsefeed.errors import IdError
 from sparsefeed.etl.ids import hash_strings
-from sparsefeed.etl.ids.distinct import order_of
+from sparsefeed.etl.ids.key_order import order_of
 from sparsefeed.etl.ids.string_counts import StringCounts
 from tests.etl.ids.equal_keys import another_of_the_same_key
 from tests.etl.ids.narrow import use_narrow_keys
@@ -64,6 +64,17 @@ def test_many_random_strings_are_counted_in_every_block_of_the_table() -> None:
     random = np.random.default_rng(0)
     strings = [f"id_{i}" for i in random.zipf(1.2, 50_000) % 20_000]
     assert as_counter(StringCounts.of(pa.array(strings), SEED)) == Counter(strings)
+
+
+def test_texts_of_every_length_that_differ_in_one_byte_or_in_length_alone_are_apart() -> None:
+    """Words, short texts and long ones meet at 8 and 16 bytes; the last ones end where the column's memory does."""
+    whole = "".join(chr(97 + i % 26) for i in range(41))
+    strings = [f"{whole[:length]}{end}" for length in range(41) for end in ("", "\0", "x", "y")][1:]
+    for times in (1, 3):
+        for column in (strings, strings[::-1]):
+            assert as_counter(StringCounts.of(pa.array(column * times), SEED)) == Counter(strings * times)
+            for string in column:
+                assert as_counter(StringCounts.of(pa.array([string] * times), SEED)) == {string: times}
 
 
 def test_strings_of_one_key_are_counted_apart_within_a_column_and_across_merges() -> None:

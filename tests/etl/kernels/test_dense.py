@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sparsefeed.etl.kernels.dense import Moments, has_infinity, standardise
+from sparsefeed.etl.kernels.dense import Moments, standardise
 
 COLUMN = np.array([1.0, np.nan, -2.0, 7.5, 0.0], np.float32)
 
@@ -34,9 +34,3 @@ def test_moments_of_parts_add_up_to_those_of_the_whole() -> None:
     assert (parts.num, parts.mean, parts.std) == (whole.num, whole.mean, whole.std)
     assert whole.mean == pytest.approx(values.mean(dtype=np.float64))
     assert whole.std == pytest.approx(values.std(dtype=np.float64, ddof=1))
-
-
-def test_an_infinity_is_found_and_nan_is_none() -> None:
-    assert not has_infinity(COLUMN)
-    assert has_infinity(np.array([1, -np.inf], np.float32))
-    assert not has_infinity(np.zeros(0, np.float32))

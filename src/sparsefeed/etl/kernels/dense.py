@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sparsefeed.etl.kernels.arrays import array_module
 
-__all__ = ["Moments", "has_infinity", "standardise"]
+__all__ = ["Moments", "standardise"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,6 @@ def standardise(values: NDArray[np.float32], fill: float, log: bool, mean: float
     if std > 0:
         out /= np.float32(std)
     return out
-
-
-def has_infinity(values: NDArray[np.float32]) -> bool:
-    """Whether any value is infinite, of a numpy or CuPy column [n]; NaN is not."""
-    return bool(array_module(values).isinf(values).any())
 
 
 def _filled(values: NDArray[np.float32], fill: float, log: bool) -> NDArray[np.float32]:

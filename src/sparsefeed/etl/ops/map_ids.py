@@ -179,11 +179,12 @@ class MapIds(Statistic):
         return nulls, {name: sum(part[1][name] for part in parts) for name in parts[0][1]}
 
     def jobs(self, merged: Counted, num_partitions: int) -> list[Job]:
-        """A map per table, once the nulls are few enough."""
+        """A map per table, the one that takes longest first, once the nulls are few enough."""
         nulls, num_runs = merged
         self._check_nulls(nulls)
         seed, folder, previous = self.spec.key_seed, self.folder, self.previous
-        return [BuildMap(t, seed, folder, self.runs[t.name], num_runs[t.name], previous) for t in self.spec.tables]
+        tables = sorted(self.spec.tables, key=lambda table: -self.runs[table.name].num_bytes)
+        return [BuildMap(t, seed, folder, self.runs[t.name], num_runs[t.name], previous) for t in tables]
 
     def fit_finalize(self, dask_stats: tuple[Counted, list[int]]) -> None:
         """Open the maps, and remove the runs: only now no job can be made again."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from sparsefeed.etl.spec import Frozen
 
-__all__ = ["ModelConfig", "TrainConfig"]
+__all__ = ["ModelConfig", "Sharding", "TrainConfig"]
+
+Sharding = Literal["table_wise", "row_wise", "column_wise", "data_parallel"]
 
 
 class ModelConfig(Frozen):
@@ -22,10 +24,19 @@ class ModelConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """How to train; equal configurations on equal data give equal loss curves."""
+    """How to train; equal configurations on equal data give equal loss curves on a CPU."""
+
+    # What may change when a run is resumed: where and how the same steps are done.
+    PLACE: ClassVar = ("processes", "micro_batches", "sharding", "log_every", "checkpoint_every_s")
 
     processes: int | None = Field(default=None, ge=1)  # ranks; None: one per GPU, or 2 on a CPU
     batch_size: int = Field(default=8192, ge=1)  # rows of a global batch, over all ranks
+    micro_batches: int = Field(default=1, ge=1)  # slices in which a rank's share goes through the dense model
+    sharding: dict[str, Sharding] = Field(
+        default_factory=dict
+    )  # of tables; those that are not named are planned (models.plan)
+    dense_precision: Literal["fp32", "bf16"] = "fp32"  # of the dense model's matrix products
+    deterministic: bool = False  # refuse operations whose result may differ from run to run (on GPUs: slower)
     epochs: int = Field(default=1, ge=1)
     dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
     table_learning_rate: float = Field(default=0.05, gt=0)  # row-wise Adagrad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ import torch.distributed as dist
 
 from sparsefeed.errors import BadFileError, TrainError
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.losses import weighted_cross_entropy
+from sparsefeed.models.plan import make_plan
+from sparsefeed.models.topology import Topology
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, load_model, load_tables, restore, save
 from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, lookup_order, open_split, read_part
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables
@@ -43,8 +46,10 @@ def batches(etl) -> list[Batch]:
     return [rows.batch(lookup_order(etl.spec), i, i + 40) for i in range(0, 200, 40)]
 
 
-def trainer_of(etl, capacities: dict[str, int] | None = None, seed: int = 0) -> Trainer:
-    return Trainer(etl.spec, MODEL, capacities or capacity_rows(etl.spec, etl.path), seed, CPU)
+def trainer_of(etl, capacities: dict[str, int] | None = None, **config: Any) -> Trainer:
+    settings, capacities = TrainConfig(processes=1, **config), capacities or capacity_rows(etl.spec, etl.path)
+    plan = make_plan(etl.spec, MODEL, capacities, Topology.processes(1), 40, asked=settings.sharding)
+    return Trainer(etl.spec, MODEL, settings, capacities, plan, CPU)
 
 
 def checkpoint_of(etl, step: int) -> Checkpoint:
@@ -82,6 +87,26 @@ def test_a_step_is_row_wise_adagrad_on_tables_and_adam_on_the_rest(etl, batches:
         torch.testing.assert_close(got, loss.detach(), rtol=1e-4, atol=1e-5)
     for name, values in tables_of(trainer).items():
         np.testing.assert_allclose(values, tables.embedding_bags[name].weight.detach().numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 40, 100])
+def test_slices_of_a_batch_are_the_whole_batch(etl, batches: list[Batch], micro_batches: int) -> None:
+    """More slices than rows, too; after steps of Adam and Adagrad, which divide by small gradients."""
+    whole, sliced = trainer_of(etl), trainer_of(etl, micro_batches=micro_batches)
+    for batch in batches:
+        torch.testing.assert_close(sliced.step(batch, 1e-3, 0.05), whole.step(batch, 1e-3, 0.05), rtol=0, atol=1e-6)
+    for name, values in tables_of(sliced).items():
+        np.testing.assert_allclose(values, tables_of(whole)[name], atol=1e-6)
+    for name, weight in sliced.dense_state().items():
+        torch.testing.assert_close(weight, whole.dense_state()[name], rtol=0, atol=1e-6)
+
+
+def test_products_of_16_bits_train_nearly_the_same_model(etl, batches: list[Batch]) -> None:
+    exact, short = trainer_of(etl), trainer_of(etl, dense_precision="bf16")
+    losses = [torch.stack([trainer.step(batch, 1e-3, 0.05) for batch in batches]) for trainer in (exact, short)]
+    assert not torch.equal(*losses)
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=5e-3)
+    assert {weight.dtype for weight in short.dense_state().values()} == {torch.float32}
 
 
 def test_row_zero_and_rows_no_batch_names_are_never_trained(etl, batches: list[Batch]) -> None:

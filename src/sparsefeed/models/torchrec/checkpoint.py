@@ -13,8 +13,9 @@ one without it, or whose name begins with a dot, is no checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -48,6 +50,9 @@ class Checkpoint(Frozen):
     model: ModelConfig
     config: dict[str, Any]  # TrainConfig
     tables: dict[str, tuple[int, int]]  # name -> (capacity_rows, dim)
+    column_parts: dict[str, int] = Field(
+        default_factory=dict
+    )  # of the optimiser's state, of tables whose columns were cut
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -65,8 +70,10 @@ class Shard:
 
     table: str
     row: int  # of the table, where `values` begins
-    values: Tensor  # [rows, dim]
-    accumulator: Tensor  # [rows], row-wise Adagrad's mean of squared gradients
+    column: int  # likewise
+    parts: int  # in which the table's columns are cut, all of one width
+    values: Tensor  # [rows, dim / parts]
+    accumulator: Tensor  # [rows], row-wise Adagrad's sum of the mean squares of these columns' gradients
 
 
 def latest(out: Path) -> Path | None:
@@ -94,15 +101,20 @@ def save(out: Path, checkpoint: Checkpoint, shards: list[Shard], dense: Mapping[
             (partial / folder).mkdir(parents=True)
         for name, (rows, dim) in checkpoint.tables.items():
             _create(partial / "tables" / f"{name}.npy", (rows, dim))
-            _create(partial / "optimizer" / f"{name}.npy", (rows,))
+            _create(partial / "optimizer" / f"{name}.npy", (rows, checkpoint.column_parts.get(name, 1)))
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}, partial / "dense.safetensors"
         )
     dist.barrier()
-    for shard, file, tensor in _files(partial, shards):
-        rows = np.load(file, mmap_mode="r+")
-        rows[shard.row : shard.row + len(tensor)] = tensor.detach().cpu().numpy()
-        rows.flush()
+    for shard in shards:
+        rows, width = shard.values.shape
+        for folder, tensor, first in (
+            ("tables", shard.values, shard.column),
+            ("optimizer", shard.accumulator.unsqueeze(1), shard.column // width),
+        ):
+            file = np.load(partial / folder / f"{shard.table}.npy", mmap_mode="r+")
+            file[shard.row : shard.row + rows, first : first + tensor.shape[1]] = tensor.detach().cpu().numpy()
+            file.flush()
     dist.barrier()
     if dist.get_rank() == 0:
         (partial / "checkpoint.json").write_text(
@@ -119,7 +131,9 @@ def save(out: Path, checkpoint: Checkpoint, shards: list[Shard], dense: Mapping[
 def restore(path: Path, shards: list[Shard]) -> dict[str, Tensor]:
     """Fill this rank's shards in place and return the dense weights and optimiser state by name.
 
-    A table that has grown since keeps its values in the rows the checkpoint has not.
+    A table that has grown since keeps its values in the rows the checkpoint has not. Where its columns are cut
+    otherwise now, the optimiser's state of a part is the mean of those it is made of, which is what it would have been
+    for the same gradients, or that of the part it lies in.
 
     Raises:
         TrainError: A table is not in the checkpoint or has another dim.
@@ -127,14 +141,20 @@ def restore(path: Path, shards: list[Shard]) -> dict[str, Tensor]:
     """
     tables = Checkpoint.read(path).tables
     for shard in shards:
-        dim = shard.values.shape[1]
+        dim = shard.values.shape[1] * shard.parts
         if tables.get(shard.table, (0, -1))[1] != dim:
             raise TrainError(
                 f'{path}: has no table "{shard.table}" of dim {dim}; has {dict(tables)}; train from the start'
             )
-    for shard, file, tensor in _files(path, shards):
-        rows = _open(file)[shard.row : shard.row + len(tensor)]
-        tensor[: len(rows)].copy_(torch.from_numpy(rows))
+    for shard in shards:
+        num, width = shard.values.shape
+        rows = _open(path / "tables" / f"{shard.table}.npy")[shard.row : shard.row + num]
+        shard.values[: len(rows)].copy_(torch.from_numpy(rows[:, shard.column : shard.column + width]))
+        squares = _open(path / "optimizer" / f"{shard.table}.npy")[shard.row : shard.row + num].reshape(len(rows), -1)
+        part, cut = shard.column // width, squares.shape[1]
+        first, after = part * cut // shard.parts, (part + 1) * cut // shard.parts
+        own = squares[:, first : max(first + 1, after)]
+        shard.accumulator[: len(rows)].copy_(torch.from_numpy(own.mean(axis=1)))
     return _dense(path)
 
 
@@ -174,14 +194,11 @@ def load_model(path: str | Path, spec: FeedSpec) -> tuple[DenseModel, dict[str, 
     return model.eval(), load_tables(path)
 
 
-def _files(path: Path, shards: list[Shard]) -> Iterator[tuple[Shard, Path, Tensor]]:
-    for shard in shards:
-        yield shard, path / "tables" / f"{shard.table}.npy", shard.values
-        yield shard, path / "optimizer" / f"{shard.table}.npy", shard.accumulator
-
-
 def _create(path: Path, shape: tuple[int, ...]) -> None:
+    """A file of zeros whose bytes are the disk's to give: a write to a mapping that finds it full kills the process."""
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()  # type: ignore[no-untyped-call]
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _open(path: Path) -> npt.NDArray[np.float32]:

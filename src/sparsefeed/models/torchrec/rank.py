@@ -80,6 +80,7 @@ def _run(job: Job, report: Report) -> None:
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    torch.use_deterministic_algorithms(config.deterministic)
     dist.init_process_group("nccl" if cuda else "gloo")
     columns = Rows.columns(job.spec, weights=config.weights == "ips")
     parts = open_split(job.spec, job.data, "train", columns)
@@ -89,11 +90,12 @@ def _run(job: Job, report: Report) -> None:
         spec=job.spec, parts=parts, capacities=capacities, columns=columns, batch_size=config.batch_size // world_size,
         rank=dist.get_rank(), world_size=world_size, shuffle_rows=config.shuffle_rows, seed=config.seed,
     )  # fmt: skip
-    trainer = Trainer(job.spec, job.model, capacities, config.seed, device)
+    trainer = Trainer(job.spec, job.model, config, capacities, job.plan, device)
     checkpoint = Checkpoint(
         step=0, spec=job.spec.digest, etl=etl_fingerprint(job.data), data=parts_digest(parts),
         model=job.model, config=config.model_dump(mode="json"),
         tables={table.name: (capacities[table.name], table.dim) for table in job.spec.tables},
+        column_parts={table.name: len(table.devices) for table in job.plan.tables if table.sharding == "column_wise"},
     )  # fmt: skip
     step = _begin(job, trainer, checkpoint, loader)
     run = _Run(job, loader, trainer, checkpoint, step, report)

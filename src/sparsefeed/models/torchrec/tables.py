@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import PoolingType
 
 from sparsefeed.etl.spec import FeedSpec, IdFeature
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.torchrec.columns import Batch
 
-__all__ = ["RankingModel", "embedding_tables", "first_values"]
+__all__ = ["Pooling", "RankingModel", "embedding_tables", "first_values"]
 
 _BLOCK_ROWS = 65536
 
@@ -61,6 +61,23 @@ def first_values(seed: int, table: int, start: int, stop: int, dim: int, scale: 
     return rows
 
 
+class Pooling:
+    """Sums of rows -> pooled vectors: the mean where the spec says so."""
+
+    def __init__(self, spec: FeedSpec) -> None:
+        # `id` features have one row each: their mean is their sum.
+        self._means = {f.name for f in spec.lookups if not isinstance(f, IdFeature) and f.pooling == "mean"}
+
+    def __call__(self, sums: Mapping[str, Tensor], lookups: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """Vectors [B, dim] by feature; of an empty list zero."""
+        lengths = lookups.lengths().view(len(lookups.keys()), -1)
+        pooled = dict(sums)
+        for length_B, name in zip(lengths, lookups.keys(), strict=True):
+            if name in self._means:
+                pooled[name] = sums[name] / length_B.clamp(min=1).unsqueeze(1)
+        return pooled
+
+
 class RankingModel(nn.Module):
     """Tables, pooling and dense model: a Batch -> logits [B, R]."""
 
@@ -68,15 +85,10 @@ class RankingModel(nn.Module):
         super().__init__()
         self.tables = tables
         self.dense = dense
-        # `id` features have one row each: their mean is their sum.
-        self._mean = {f.name: not isinstance(f, IdFeature) and f.pooling == "mean" for f in spec.lookups}
+        self._pooling = Pooling(spec)
 
     def forward(self, batch: Batch) -> Tensor:
         """Uncalibrated logits [B, R]."""
-        pooled = self.tables(batch.lookups).to_dict()
-        lengths = batch.lookups.lengths().view(len(batch.lookups.keys()), -1)
-        for length_B, name in zip(lengths, batch.lookups.keys(), strict=True):
-            if self._mean[name]:
-                pooled[name] = pooled[name] / length_B.clamp(min=1).unsqueeze(1)
+        pooled = self._pooling(self.tables(batch.lookups).to_dict(), batch.lookups)
         logits_BR: Tensor = self.dense(pooled, batch.member_dense_BM, batch.candidate_dense_BC)
         return logits_BR

@@ -4,7 +4,7 @@ Notable: ranks are plain processes of `python -m sparsefeed.models.torchrec.rank
 and reporting over one pipe, so that a caller needs no `__main__` guard, nothing is pickled, and a rank's failure
 reaches the caller as one TrainError with that rank's last words.
 
-    out/ job.json  curve.jsonl  logs/rank-<r>.log  checkpoints/step-<N>/
+    out/ job.json  plan.json  curve.jsonl  logs/rank-<r>.log  checkpoints/step-<N>/
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from pydantic import BaseModel
 from sparsefeed.errors import TrainError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.models.plan import Plan, make_plan
+from sparsefeed.models.topology import Topology
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
 from sparsefeed.models.torchrec.columns import Rows, capacity_rows, etl_fingerprint, open_split, parts_digest
 from sparsefeed.progress import Progress, silent
@@ -44,6 +46,7 @@ class Job(Frozen):
     spec: FeedSpec
     model: ModelConfig
     config: TrainConfig
+    plan: Plan
     data: Path
     out: Path
     start_from: Path | None
@@ -87,7 +90,8 @@ def train(
         out: Training folder; holds one run.
         progress: Told (step, steps, "training").
         resume: Continue an interrupted run of the same spec, configuration and data from its last checkpoint, to
-            the loss curve it would have had; begin where there is none; return at once where it is finished.
+            the loss curve it would have had; begin where there is none; return at once where it is finished. On other
+            processes it goes on too, but these take other rows together into a batch.
         start_from: Checkpoint of an earlier run of the same spec to begin with instead of random values (a refresh);
             rows a table has grown by begin at random.
 
@@ -98,7 +102,7 @@ def train(
     data, out = Path(data).resolve(), Path(out).resolve()
     config = _with_processes(config)
     assert config.processes is not None
-    capacity_rows(spec, data)
+    capacities = capacity_rows(spec, data)
     parts = open_split(spec, data, "train", Rows.columns(spec, config.weights == "ips"))
     num_rows = sum(part.num_rows for part in parts)
     if num_rows < config.processes:
@@ -111,6 +115,9 @@ def train(
         spec=spec,
         model=model,
         config=config,
+        plan=make_plan(
+            spec, model, capacities, _here(config.processes), config.batch_size, config.micro_batches, config.sharding
+        ),
         data=data,
         out=out,
         start_from=Path(start_from).resolve() if start_from else None,
@@ -124,6 +131,7 @@ def train(
     done.unlink(missing_ok=True)
     (out / "logs").mkdir(exist_ok=True)
     (out / "job.json").write_text(job.model_dump_json(indent=1) + "\n", "utf-8")
+    job.plan.save(out / "plan.json")
     result = _launch(job, progress)
     checkpoint = latest(out)
     assert checkpoint is not None
@@ -151,6 +159,14 @@ def _with_processes(config: TrainConfig) -> TrainConfig:
     return validate(TrainConfig, config.model_dump() | {"processes": processes}, where="train")
 
 
+def _here(processes: int) -> Topology:
+    """This host's devices."""
+    if not torch.cuda.is_available():
+        return Topology.processes(processes)
+    memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(processes))
+    return Topology.gpus(processes, memory_bytes=memory, devices_per_host=processes)
+
+
 def _check_out(job: Job, resume: bool) -> None:
     path = latest(job.out)
     if path is None:
@@ -162,13 +178,17 @@ def _check_out(job: Job, resume: bool) -> None:
     for what, got, wanted in (
         ("spec", job.spec.digest, found.spec),
         ("model", job.model, found.model),
-        ("configuration", job.config.model_dump(mode="json"), found.config),
+        ("configuration", _without_place(job.config.model_dump(mode="json")), _without_place(found.config)),
     ):
         if got != wanted:
             raise TrainError(
                 f"{job.out}: holds a run of another {what} ({_difference(wanted, got)}); "
                 "go back to it, remove the folder to train anew, or train into another"
             )
+
+
+def _without_place(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in TrainConfig.PLACE}
 
 
 def _difference(before: Any, now: Any) -> str:
@@ -193,6 +213,7 @@ def _launch(job: Job, progress: Progress) -> dict[str, Any]:
         "LOCAL_WORLD_SIZE": str(job.processes),
         # Ranks set their own number of threads; OpenMP's spinning would take the cores from each other.
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.processes)),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what deterministic products on a GPU need
     }
     result: dict[str, Any] = {}
     with _ranks(job, environment) as (processes, reports):

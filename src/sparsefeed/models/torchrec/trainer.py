@@ -1,8 +1,13 @@
 """One rank's model and optimisers: sharded tables, replicated dense model, one step at a time.
 
-Notable: every table is cut row-wise over all ranks, so that memory and work are balanced whatever the sizes of
-the tables and no plan needs tuning. The tables' optimiser (row-wise Adagrad) runs inside the backward pass and
-touches the rows of the batch alone: row 0, which no batch names, stays zero.
+Notable: the dense model meets the tables at the pooled vectors alone. A step looks all rows up at once, takes its share
+of the batch through the dense model in `micro_batches` slices, gathers the gradients of the pooled vectors, then
+reduces the dense gradient over all ranks once and goes back through the tables once. So slices save memory and cost no
+communication, and the step is that of the whole batch.
+
+The tables' optimiser, row-wise Adagrad, runs inside the backward pass and touches the rows of the batch alone: row 0,
+which no batch names, stays zero. A data-parallel table has a dense gradient, and the same formula leaves rows without
+gradient alone.
 """
 
 from __future__ import annotations
@@ -16,64 +21,83 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
-from torchrec.distributed.types import ShardingPlan, ShardingType
+from torchrec.distributed.sharding_plan import (
+    ParameterShardingGenerator,
+    column_wise,
+    construct_module_sharding_plan,
+    data_parallel,
+    row_wise,
+    table_wise,
+)
+from torchrec.distributed.types import ShardingEnv, ShardingType
 
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.config import ModelConfig
+from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.losses import weighted_cross_entropy
+from sparsefeed.models.plan import Plan, TablePlan
 from sparsefeed.models.torchrec.checkpoint import Shard
 from sparsefeed.models.torchrec.columns import Batch
-from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables, first_values
+from sparsefeed.models.torchrec.tables import Pooling, embedding_tables, first_values
 
 __all__ = ["Trainer"]
 
+_EPSILON = 1e-8  # of Adagrad, fbgemm's
 
-class _RowWiseSharder(EmbeddingBagCollectionSharder):
+
+class _Sharder(EmbeddingBagCollectionSharder):
     """TorchRec hides row-wise sharding on CPU, where it works."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [ShardingType.ROW_WISE.value]
+        return [kind.value for kind in ShardingType]
 
 
 class Trainer:
     """The model of one rank; needs an initialised process group.
 
-    Guarantees: the parameters depend on the global batches alone, to float rounding, not on the number of ranks:
-    the loss is the mean over the global batch, and first values do not depend on the sharding.
+    Guarantees: the parameters depend on the global batches alone, to float rounding, not on the number of ranks, the
+    sharding or the slices: the loss is the mean over the global batch, and first values do not depend on the sharding.
+    One exception: of a column-wise table each part of a row counts its own squares, so its steps are other ones.
     """
 
     def __init__(
-        self, spec: FeedSpec, config: ModelConfig, capacities: Mapping[str, int], seed: int, device: torch.device
+        self,
+        spec: FeedSpec,
+        model: ModelConfig,
+        config: TrainConfig,
+        capacities: Mapping[str, int],
+        plan: Plan,
+        device: torch.device,
     ) -> None:
-        torch.manual_seed(seed)
-        self._device = device
-        self._dense = DenseModel(spec, config)
-        tables = embedding_tables(spec, capacities, torch.device("meta"))
-        sharder = _RowWiseSharder(fused_params={"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.0})
-        plan = construct_module_sharding_plan(
+        torch.manual_seed(config.seed)
+        self._device, self._slices = device, config.micro_batches
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dense_precision == "bf16")
+        self._dense = DenseModel(spec, model).to(device)
+        self._adam = torch.optim.Adam(self._dense.parameters(), lr=0.0)
+        self._gradient = _flat_gradient(self._dense)
+        self._pooling = Pooling(spec)
+        tables, sharder = embedding_tables(spec, capacities, torch.device("meta")), _sharder()
+        sharding = construct_module_sharding_plan(
             tables,
-            {table.name: row_wise(compute_kernel=EmbeddingComputeKernel.FUSED.value) for table in spec.tables},
+            {table.name: _placed(plan.of(table.name)) for table in spec.tables},
             sharder=sharder,
             local_size=torch.cuda.device_count() if device.type == "cuda" else dist.get_world_size(),
             world_size=dist.get_world_size(),
             device_type=device.type,
         )
-        self._model = DistributedModelParallel(
-            RankingModel(spec, tables, self._dense),
-            device=device,
-            plan=ShardingPlan({"tables": plan}),
-            sharders=[sharder],
-        )
-        self._adam = torch.optim.Adam(self._dense.parameters(), lr=0.0)
+        group = dist.group.WORLD
+        assert group is not None
+        self._tables: Any = sharder.shard(tables, sharding, ShardingEnv.from_process_group(group), device)
+        self._replicated = [table.name for table in spec.tables if plan.of(table.name).sharding == "data_parallel"]
         self.shards = self._find_shards(spec)
         order = [table.name for table in spec.tables]
         for shard in self.shards:
             rows, dim = shard.values.shape
-            first = first_values(seed, order.index(shard.table), shard.row, shard.row + rows, dim, config.table_init)
-            shard.values.copy_(torch.from_numpy(first))
+            first = first_values(
+                config.seed, order.index(shard.table), shard.row, shard.row + rows,
+                spec.tables[order.index(shard.table)].dim, model.table_init,
+            )  # fmt: skip
+            shard.values.copy_(torch.from_numpy(first[:, shard.column : shard.column + dim]))
 
     def start_at(self, rates: list[float]) -> None:
         """Begin at these response rates; see `DenseModel.start_at`."""
@@ -83,16 +107,50 @@ class Trainer:
         """Train on this rank's share of a global batch; its loss before the step, per response [R], detached."""
         for group in self._adam.param_groups:
             group["lr"] = dense_learning_rate
-        fused = self._model.fused_optimizer
+        fused = self._tables.fused_optimizer
         for group in fused.param_groups:
             group["lr"] = table_learning_rate
         fused.step()  # hands the learning rate on; the rows are updated in the backward pass
         batch = batch.to(self._device)
-        losses_R = weighted_cross_entropy(self._model(batch), batch.labels_BR, batch.weights_BR)
-        self._adam.zero_grad()
-        losses_R.mean().backward()
+        pooled = self._pooling(self._tables(batch.lookups).to_dict(), batch.lookups)
+        self._gradient.zero_()
+        losses_R, gradients = self._through_dense(batch, pooled)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(self._gradient)
+            self._gradient /= dist.get_world_size()
+        torch.autograd.backward(list(pooled.values()), gradients)
         self._adam.step()
-        return losses_R.detach()
+        self._step_replicated(table_learning_rate)
+        return losses_R
+
+    def _through_dense(self, batch: Batch, pooled: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Forward and backward, slice by slice: the loss [R], and the gradient of each pooled vector [B, dim]."""
+        num = len(batch.labels_BR)
+        size = max(1, -(-num // self._slices))
+        losses, gradients = [], []
+        for start in range(0, num, size):
+            part = slice(start, start + size)
+            leaves = {name: vectors[part].detach().requires_grad_() for name, vectors in pooled.items()}
+            with self._autocast:
+                logits_BR = self._dense(leaves, batch.member_dense_BM[part], batch.candidate_dense_BC[part])
+            losses_R = weighted_cross_entropy(logits_BR.float(), batch.labels_BR[part], batch.weights_BR[part])
+            losses_R = losses_R * (len(logits_BR) / num)
+            losses_R.mean().backward()
+            losses.append(losses_R.detach())
+            gradients.append([leaf.grad for leaf in leaves.values()])
+        joined = gradients[0] if len(gradients) == 1 else [torch.cat(parts) for parts in zip(*gradients, strict=True)]
+        return torch.stack(losses).sum(dim=0), joined
+
+    def _step_replicated(self, learning_rate: float) -> None:
+        """Row-wise Adagrad of the data-parallel tables, whose gradients are reduced already."""
+        parameters = dict(self._tables.named_parameters()) if self._replicated else {}
+        for shard in self.shards:
+            if shard.table in self._replicated:
+                parameter = parameters[f"embedding_bags.{shard.table}.weight"]
+                gradient = parameter.grad
+                shard.accumulator.add_(gradient.square().mean(dim=1))
+                shard.values.sub_(learning_rate * gradient / (shard.accumulator.sqrt() + _EPSILON).unsqueeze(1))
+                gradient.zero_()
 
     def dense_state(self) -> dict[str, Tensor]:
         """Dense weights by name, and Adam's state as `adam.<state>.<name>`."""
@@ -108,16 +166,50 @@ class Trainer:
         for name, parameter in self._dense.named_parameters():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = state[f"adam.{key}.{name}"]
-                # Adam counts its steps on the CPU, whatever the device of the weights.
                 self._adam.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device)
 
     def _find_shards(self, spec: FeedSpec) -> list[Shard]:
-        weights: dict[str, Any] = self._model.module.tables.state_dict()
-        states: dict[str, Any] = self._model.fused_optimizer.state_dict()["state"]
+        weights: dict[str, Any] = self._tables.state_dict()
+        states: dict[str, Any] = self._tables.fused_optimizer.state_dict()["state"]
         shards = []
         for table in spec.tables:
             name = f"embedding_bags.{table.name}.weight"
-            (accumulator,) = states[f"tables.{name}"].values()
+            if table.name in self._replicated:
+                values = weights[name]
+                shards.append(Shard(table.name, 0, 0, 1, values, torch.zeros(len(values), device=values.device)))
+                continue
+            if name not in states:
+                continue  # others have it
+            (accumulator,) = states[name].values()
             for weight, moment in zip(weights[name].local_shards(), accumulator.local_shards(), strict=True):
-                shards.append(Shard(table.name, weight.metadata.shard_offsets[0], weight.tensor, moment.tensor))
+                row, column = weight.metadata.shard_offsets
+                parts = table.dim // weight.tensor.shape[1]
+                shards.append(Shard(table.name, row, column, parts, weight.tensor, moment.tensor))
         return shards
+
+
+def _sharder() -> _Sharder:
+    return _Sharder(
+        fused_params={"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.0, "eps": _EPSILON}
+    )
+
+
+def _placed(table: TablePlan) -> ParameterShardingGenerator:
+    """What TorchRec calls the table's sharding."""
+    kernel = EmbeddingComputeKernel.FUSED.value
+    if table.sharding == "table_wise":
+        return table_wise(rank=table.devices[0], compute_kernel=kernel)
+    if table.sharding == "column_wise":
+        return column_wise(ranks=list(table.devices), compute_kernel=kernel)
+    return row_wise(compute_kernel=kernel) if table.sharding == "row_wise" else data_parallel()
+
+
+def _flat_gradient(dense: DenseModel) -> Tensor:
+    """One tensor that all gradients of the model are parts of, so that one reduction takes all."""
+    flat = torch.zeros(sum(parameter.numel() for parameter in dense.parameters()))
+    flat = flat.to(next(dense.parameters()).device)
+    start = 0
+    for parameter in dense.parameters():
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return flat

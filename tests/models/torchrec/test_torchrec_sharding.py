@@ -1,0 +1,169 @@
+"""Every sharding, on several ranks, against plain autograd on one process; whole trainings of one batch an epoch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparsefeed.errors import TrainError
+from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.models.dense import DenseModel
+from sparsefeed.models.losses import weighted_cross_entropy
+from sparsefeed.models.plan import Plan
+from sparsefeed.models.torchrec.checkpoint import load_tables
+from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, lookup_order, open_split, read_part
+from sparsefeed.models.torchrec.score import Scorer
+from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables, first_values
+from sparsefeed.models.torchrec.train import train
+from tests.models.conftest import Written
+
+MODEL = ModelConfig(hidden=(8,), cross_layers=1, cross_rank=4)
+STEPS, ROWS = 4, 1024
+WHOLE = TrainConfig(processes=1, batch_size=ROWS, epochs=STEPS, log_every=1, table_learning_rate=0.2, warmup=0.5)
+CPU = torch.device("cpu")
+Tables = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def reference(etl: Written) -> Callable[[int], tuple[list[list[float]], Tables]]:
+    """Loss curve and tables of the same training by autograd, the posts' columns counted in so many parts."""
+
+    @cache
+    def trained(parts: int) -> tuple[list[list[float]], Tables]:
+        spec, capacities = etl.spec, capacity_rows(etl.spec, etl.path)
+        columns = Rows.columns(spec)
+        read = [read_part(spec, part, columns, capacities) for part in open_split(spec, etl.path, "train", columns)]
+        rows = [Rows.from_arrow(spec, table) for table in read]
+        batches = [part.batch(lookup_order(spec), 0, len(part)) for part in rows]
+        torch.manual_seed(0)
+        dense = DenseModel(spec, MODEL)
+        weighted = sum((b.weights_BR * b.labels_BR).double().sum(0) for b in batches)
+        dense.start_at((weighted / sum(b.weights_BR.double().sum(0) for b in batches)).tolist())
+        tables = embedding_tables(spec, capacities, CPU)
+        for i, table in enumerate(spec.tables):
+            first = first_values(0, i, 0, capacities[table.name], table.dim, MODEL.table_init)
+            tables.embedding_bags[table.name].weight.data.copy_(torch.from_numpy(first))
+        model, adam = RankingModel(spec, tables, dense), torch.optim.Adam(dense.parameters(), lr=0.0)
+        cut = {table.name: parts if table.name == "post" else 1 for table in spec.tables}
+        squares = {name: torch.zeros(capacities[name], cut[name]) for name in cut}
+        curve = []
+        for step in range(STEPS):
+            share = min(1.0, (step + 1) / (WHOLE.warmup * STEPS))
+            model.zero_grad()
+            losses = sum(loss_of(model, batch) * len(batch.labels_BR) for batch in batches) / ROWS
+            losses.mean().backward()
+            curve.append(losses.tolist())
+            for group in adam.param_groups:
+                group["lr"] = WHOLE.dense_learning_rate * share
+            adam.step()
+            for name, bag in tables.embedding_bags.items():
+                gradient = bag.weight.grad.view(capacities[name], cut[name], -1)
+                squares[name] += gradient.square().mean(dim=2)
+                change = gradient / (squares[name].sqrt() + 1e-8).unsqueeze(2)
+                bag.weight.data -= WHOLE.table_learning_rate * share * change.view_as(bag.weight)
+        return curve, {name: bag.weight.detach().numpy() for name, bag in tables.embedding_bags.items()}
+
+    return trained
+
+
+def loss_of(model: RankingModel, batch: Batch) -> torch.Tensor:
+    return weighted_cross_entropy(model(batch), batch.labels_BR, batch.weights_BR)
+
+
+@pytest.mark.parametrize(
+    ("sharding", "processes", "micro_batches"),
+    [
+        ("table_wise", 1, 5),
+        ("table_wise", 2, 1),
+        ("row_wise", 4, 2),
+        ("data_parallel", 2, 3),
+        ("column_wise", 2, 1),
+        ("mixed", 4, 2),
+    ],
+)
+def test_tables_are_trained_as_without_sharding(
+    etl: Written,
+    reference: Callable[[int], tuple[list[list[float]], Tables]],
+    tmp_path: Path,
+    sharding: str,
+    processes: int,
+    micro_batches: int,
+) -> None:
+    asked = dict.fromkeys(("member", "post", "hashtag"), sharding)
+    if sharding == "column_wise":  # the others are too narrow to be cut
+        asked = {"post": "column_wise", "member": "table_wise", "hashtag": "row_wise"}
+    elif sharding == "mixed":
+        asked = {"member": "data_parallel", "post": "column_wise", "hashtag": "row_wise"}
+    update = {"processes": processes, "micro_batches": micro_batches, "sharding": asked}
+    result = train(etl.spec, MODEL, WHOLE.model_copy(update=update), etl.path, tmp_path)
+    plan = Plan.model_validate_json((tmp_path / "plan.json").read_text())
+    assert {table.name: table.sharding for table in plan.tables} == asked
+    curve, tables = reference(2 if asked["post"] == "column_wise" else 1)
+    got = [line["loss"] for line in map(json.loads, (tmp_path / "curve.jsonl").read_text().splitlines())]
+    np.testing.assert_allclose([list(loss.values()) for loss in got], curve, atol=2e-6)
+    trained = load_tables(result.checkpoint)
+    for name, values in tables.items():
+        np.testing.assert_allclose(trained[name], values, atol=2e-4)
+    assert len(Scorer(etl.spec, result.checkpoint).score(etl.path / "eval"))
+
+
+def test_a_sharding_that_cannot_be_is_refused_before_a_rank_starts(etl: Written, tmp_path: Path) -> None:
+    config = WHOLE.model_copy(update={"processes": 2, "sharding": {"member": "column_wise"}})
+    with pytest.raises(TrainError, match=r'table "member" cannot be column-wise: 2 devices, dim 4'):
+        train(etl.spec, MODEL, config, etl.path, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+STILL = {"dense_learning_rate": 1e-30, "table_learning_rate": 1e-30, "epochs": 1}
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_checkpoint_is_taken_up_by_other_ranks_and_another_sharding(
+    etl: Written, tmp_path: Path, processes: int
+) -> None:
+    """2 -> 1 and 3; a rate too small to move a float shows what was taken up, rows and squares."""
+    cut = {"post": "column_wise", "member": "data_parallel", "hashtag": "table_wise"}
+    two = {"processes": 2, "sharding": cut, "batch_size": 960}
+    first = train(etl.spec, MODEL, WHOLE.model_copy(update=two), etl.path, tmp_path / "first")
+    other = {"processes": processes, "batch_size": 960, **STILL}
+    other["sharding"] = dict.fromkeys(cut, "row_wise" if processes > 1 else "table_wise")
+    second = train(
+        etl.spec, MODEL, WHOLE.model_copy(update=other), etl.path, tmp_path / "second", start_from=first.checkpoint
+    )
+    before, after = load_tables(first.checkpoint), load_tables(second.checkpoint)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+    scores = [Scorer(etl.spec, run.checkpoint).score(etl.path / "eval") for run in (first, second)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-6)
+    squares = [np.load(run.checkpoint / "optimizer" / "post.npy").reshape(128, -1) for run in (first, second)]
+    assert [array.shape[1] for array in squares] == [2, 1]
+    assert (squares[1][:, 0] >= squares[0].mean(axis=1)).all()
+    np.testing.assert_allclose(squares[1][:, 0], squares[0].mean(axis=1), rtol=0.5, atol=1e-3)
+    back = train(
+        etl.spec, MODEL, WHOLE.model_copy(update=two | STILL), etl.path, tmp_path / "back", start_from=second.checkpoint
+    )
+    for name, values in load_tables(back.checkpoint).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(etl: Written, tmp_path: Path) -> None:
+    config = WHOLE.model_copy(update={"processes": 2, "batch_size": 240, "checkpoint_every_s": 1e-9})
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(etl.spec, MODEL, config, etl.path, tmp_path, interrupt)
+    result = train(
+        etl.spec, MODEL, config.model_copy(update={"processes": 3, "micro_batches": 2}), etl.path, tmp_path, resume=True
+    )
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, result.step + 1))
+    assert lines[-1]["loss"]["click"] < lines[0]["loss"]["click"]

@@ -19,7 +19,20 @@ def test_help_names_every_command_and_imports_no_heavy_library() -> None:
     started = time.perf_counter()
     shown = sparsefeed("--help").stdout
     assert time.perf_counter() - started < 5
-    for command in ("doctor", "simulate", "etl", "train", "eval", "export", "serve", "rank", "bench", "report", "demo"):
+    for command in (
+        "doctor",
+        "simulate",
+        "etl",
+        "plan",
+        "train",
+        "eval",
+        "export",
+        "serve",
+        "rank",
+        "bench",
+        "report",
+        "demo",
+    ):
         assert command in shown
 
 
@@ -53,6 +66,13 @@ def test_doctor_says_what_is_there_and_why_not_the_rest() -> None:
         (["export"], "there is no finished ETL"),
         (["simulate", "--scale", "huge"], "Invalid value for '--scale'"),
         (["train", "--weights", "foo"], "Invalid value for '--weights'"),
+        (["plan"], "SpecError: plan: give --member ROWS --creator ROWS --post ROWS --hashtag ROWS, or run `sparsefeed"),
+        (["plan", "--memberz", "1e9"], 'SpecError: plan: --memberz is no option and no table; did you mean "member"?'),
+        (["plan", "--member"], "Invalid value for --member: needs a number of rows"),
+        (
+            ["plan", "--memory", "80 potatoes"],
+            "SpecError: plan: got '80 potatoes'; allowed: a size as 80GiB, 50GB or 1e9",
+        ),
         (["serve"], "BundleError: artifacts/bundles/current: missing; run `sparsefeed export` first"),
         (["rank", "--member", "m", "--posts", "p", "--url", "127.0.0.1:1"], "is the server started"),
         (["rank", "--member", "m", "--posts", "p", "--overrides", "{"], "RequestError: --overrides: not JSON"),

@@ -24,6 +24,9 @@ __all__ = ["DenseSize", "Plan", "TablePlan", "make_plan"]
 
 _FLOAT, _ID = 4, 8  # bytes
 _SPARE = 0.9  # share of a device's memory that is planned with
+_FRAMES = (
+    1.02  # bytes on the wire for each byte that is sent: headers, acknowledgements, sizes that ranks exchange first
+)
 
 
 class TablePlan(Frozen):
@@ -189,18 +192,18 @@ class _Load:
     ids: float
     share: float
 
-    def options(self, devices: _Devices) -> Iterator[_Option]:
-        """All ways, the simplest first."""
+    def options(self, devices: _Devices, narrowest: int) -> Iterator[_Option]:
+        """All ways, the simplest first; columns in parts of `narrowest` at least."""
         num = devices.topology.devices
-        yield self._table_wise(num, _least(devices, 1))
+        yield self._column_wise(devices.topology, _least(devices, 1), "table_wise")
         if num == 1:
             return
         yield self._data_parallel(num)
         parts = 2
-        while parts <= num and self.table.dim % (4 * parts) == 0:
-            yield self._column_wise(num, _least(devices, parts))
+        while parts <= num and self.table.dim % (4 * parts) == 0 and self.table.dim // parts >= narrowest:
+            yield self._column_wise(devices.topology, _least(devices, parts), "column_wise")
             parts *= 2
-        yield self._row_wise(num)
+        yield self._row_wise(devices.topology)
 
     @property
     def _asked(self) -> float:
@@ -212,15 +215,14 @@ class _Load:
         """Bytes of a device's pooled vectors, or of their gradient."""
         return _FLOAT * self.table.dim * self.share * self.features
 
-    def _row_bytes(self, dim: int) -> float:
+    def _row_bytes(self, topology: Topology, dim: int) -> float:
         """A lookup reads the row; the backward pass reads gradient and row, writes the row, and counts squares."""
-        return 4 * _FLOAT * dim + 2 * _FLOAT
+        lines = -(-_FLOAT * dim // topology.line_bytes) * topology.line_bytes
+        return 3 * lines + _FLOAT * dim + 2 * topology.line_bytes
 
-    def _table_wise(self, num: int, owner: tuple[int, ...]) -> _Option:
-        return self._column_wise(num, owner, "table_wise")
-
-    def _column_wise(self, num: int, owners: tuple[int, ...], sharding: Sharding = "column_wise") -> _Option:
-        parts = len(owners)
+    def _column_wise(self, topology: Topology, owners: tuple[int, ...], sharding: Sharding) -> _Option:
+        """Some columns on each owner; all on one: table-wise."""
+        num, parts = topology.devices, len(owners)
         is_owner = np.zeros(num)
         is_owner[list(owners)] = 1
         dim = self.table.dim // parts
@@ -229,20 +231,23 @@ class _Load:
             sharding,
             owners,
             held=is_owner * _FLOAT * self.rows * (dim + 1),
-            read=is_owner * num * self.ids * self._row_bytes(dim),
+            read=is_owner * num * self.ids * self._row_bytes(topology, dim),
             sent=sent,
             lookups=num * self.ids,
         )
 
-    def _row_wise(self, num: int) -> _Option:
+    def _row_wise(self, topology: Topology) -> _Option:
+        num = topology.devices
         every = np.ones(num)
         lengths, ids = _ID * self.share * self.features * (num - 1), _ID * self.ids * (num - 1) / num
+        # There and back; gloo has no reduce-scatter and reduces everything everywhere.
+        times = 2 if topology.kind == "gpu" else 3
         return _Option(
             "row_wise",
             (),
             held=every * _FLOAT * -(-self.rows // num) * (self.table.dim + 1),
-            read=every * self.ids * self._row_bytes(self.table.dim),
-            sent=every * (lengths + ids + 2 * self._pooled * (num - 1)),
+            read=every * self.ids * self._row_bytes(topology, self.table.dim),
+            sent=every * (lengths + ids + times * self._pooled * (num - 1)),
             lookups=self.ids,
         )
 
@@ -307,9 +312,9 @@ def make_plan(
         tables=tuple(plans[name] for name in names),
         dense_parameters=size.parameters,
         device_bytes=int(devices.held.max()),
-        sent_bytes=int(devices.sent.sum() + reduced * num),
+        sent_bytes=int(_FRAMES * (devices.sent.sum() + reduced * num)),
         lookup_s=float(devices.read.max()) / topology.memory_bandwidth,
-        send_s=topology.send_s(float(devices.sent.max()) + reduced) + collectives * topology.latency_s,
+        send_s=topology.send_s(_FRAMES * (float(devices.sent.max()) + reduced)) + collectives * topology.latency_s,
         dense_s=6 * size.products * share / topology.flops,
     )
 
@@ -317,7 +322,8 @@ def make_plan(
 def _choose(load: _Load, devices: _Devices, asked: Sharding | None) -> TablePlan:
     """Choose the option of the shortest step, and take it."""
     before = devices.seconds().max()
-    options = [option for option in load.options(devices) if asked in (None, option.sharding)]
+    narrowest = devices.topology.narrowest if asked is None else 4
+    options = [option for option in load.options(devices, narrowest) if asked in (None, option.sharding)]
     if not options:
         raise TrainError(
             f'sharding: table "{load.table.name}" cannot be {_words(asked or "")}: {devices.topology.devices} devices, '
@@ -342,7 +348,7 @@ def _choose(load: _Load, devices: _Devices, asked: Sharding | None) -> TablePlan
         devices=option.devices,
         device_bytes=int(option.held.max()),
         lookups=int(option.lookups),
-        sent_bytes=int(option.sent.sum()),
+        sent_bytes=int(_FRAMES * option.sent.sum()),
         reason=_reason(options, costs, best, asked),
     )
 

@@ -23,15 +23,19 @@ _H100 = {
     "flops": 0.4 * 989e12,
     "latency_s": 20e-6,
     "base_bytes": 2 * 2**30,
+    "line_bytes": 32,
+    "narrowest": 32,
 }
-# A core of this project's benchmark machine: see docs/howto/train.md.
+# A core of this project's benchmark machine, as measured there (docs/howto/train.md).
 _CORE = {
     "memory_bandwidth": 4.0 * _GB,
     "link_bandwidth": 1.0 * _GB,
     "network_bandwidth": 1.0 * _GB,
-    "flops": 100e9,
+    "flops": 40e9,
     "latency_s": 200e-6,
     "base_bytes": 700 * 2**20,
+    "line_bytes": 64,
+    "narrowest": 16,
 }
 
 
@@ -48,6 +52,8 @@ class Topology(Frozen):
     flops: float = Field(gt=0)  # operations a second of its matrix products
     latency_s: float = Field(ge=0)  # of one collective
     base_bytes: int = Field(ge=0)  # libraries, context, allocator: what a device holds before any table
+    line_bytes: int = Field(ge=1)  # what the memory is read in at least
+    narrowest: int = Field(ge=4)  # columns of a part that a plan cuts a table into, at least
 
     @classmethod
     def gpus(cls, devices: int, **given: Any) -> Topology:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from sparsefeed.errors import RequestError, ServeError, SparsefeedError
 from sparsefeed.workflows.console import console, quiet_libraries, stage
+from sparsefeed.workflows.show import show_latency, show_plan, show_quality, show_stages
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["app", "main"]
@@ -135,16 +136,36 @@ def etl(
     )
 
 
-def show_stages(stages: Any) -> None:
-    """A table of what an ETL run would do."""
-    table = Table(box=None, header_style="bold")
-    for heading in ("stage", "what it does", "tasks", "columns", "rows", "reads", "writes at most", ""):
-        table.add_column(heading, justify="right" if heading in ("tasks", "rows", "reads", "columns") else "left")
-    for one in stages:
-        sizes = [f"{size / 1e6:,.1f} MB" for size in (one.read_bytes, one.written_bytes)]
-        kept = "" if one.kept else "removed at the end"
-        table.add_row(one.name, one.does, str(one.tasks), str(len(one.columns)), f"{one.rows:,}", *sizes, kept)
-    console.print(table)
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    recipe: RecipeName = _TINY,
+    workspace: Root = _ARTIFACTS,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Default: processes of this machine, as the recipe has.")
+    ] = None,
+    per_host: Annotated[int, typer.Option(min=1, help="GPUs of a host.")] = 8,
+    memory: Annotated[str | None, typer.Option(help="Of a device, as 80GiB.")] = None,
+    network: Annotated[str | None, typer.Option(help="A device sends to other hosts in a second, as 50GB.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan here as JSON, too.")] = None,
+) -> None:
+    """Plan how tables are sharded over devices, at hand or not: memory, traffic and time of a step.
+
+    [bold]--TABLE ROWS[/bold] gives a table's rows, as --members 1e9 --posts 2e8; by default those of the workspace's
+    ETL.
+    """
+    from sparsefeed.workflows.planning import plan_training, read_size
+
+    given = {"memory_bytes": memory, "network_bandwidth": network}
+    machine = {name: read_size(text) for name, text in given.items() if text is not None}
+    loaded, rows = _load(recipe), dict(zip(context.args[::2], context.args[1::2], strict=False))
+    if len(context.args) % 2:
+        raise typer.BadParameter("needs a number of rows", param_hint=context.args[-1])
+    found = plan_training(loaded, Workspace(workspace), rows, gpus, per_host, machine, batch_size)
+    show_plan(found)
+    if out:
+        found.save(out)
 
 
 @app.command()
@@ -171,19 +192,6 @@ def evaluate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
     with stage("eval") as progress:
         result = evaluate_models(_load(recipe), Workspace(workspace), progress)
     show_quality(result)
-
-
-def show_quality(result: dict[str, Any]) -> None:
-    """Print a table of every response and model."""
-    table = Table(box=None, header_style="bold", title=f"{result['num_rows']:,} impressions of random sessions")
-    for heading in ("response", "model", "AUC", "log loss", "predicted/actual"):
-        table.add_column(heading, justify="left" if heading in ("response", "model") else "right")
-    for response, models in result["responses"].items():
-        for name, quality in models.items():
-            shown = quality.get("expected", quality)
-            figures = (f"{shown['auc']:.4f}", f"{shown['log_loss']:.4f}", f"{shown['predicted_over_actual']:.3f}")
-            table.add_row(response, {"ips": "sparsefeed", "none": "sparsefeed, no weights"}.get(name, name), *figures)
-    console.print(table)
 
 
 @app.command()
@@ -268,21 +276,6 @@ def bench(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFo
     with stage("bench") as progress:
         result = measure_serving(_load(recipe), Workspace(workspace), logs, progress)
     show_latency(result)
-
-
-def show_latency(result: dict[str, Any]) -> None:
-    """Print a table of the loads and where their time goes."""
-    table = Table(box=None, header_style="bold", title=f"milliseconds a request, and in each step; {result['machine']}")
-    steps = [step["step"] for step in result["loads"][0]["steps"]]
-    for heading in ("posts", "in flight", "a second", "p50", "p95", "p99", *steps):
-        table.add_column(heading, justify="right")
-    for load in result["loads"]:
-        parts = [f"{sum(v for k, v in step.items() if k != 'step'):.2f}" for step in load["steps"]]
-        figures = [f"{load[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms")]
-        table.add_row(
-            str(load["candidates"]), str(load["concurrency"]), f"{load['requests_per_s']:.0f}", *figures, *parts
-        )
-    console.print(table)
 
 
 @app.command()

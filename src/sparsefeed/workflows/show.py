@@ -1,0 +1,83 @@
+"""What commands print when they are done: a table each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from sparsefeed.workflows.console import console
+
+__all__ = ["show_latency", "show_plan", "show_quality", "show_stages"]
+
+
+def show_stages(stages: Any) -> None:
+    """A table of what an ETL run would do."""
+    table = Table(box=None, header_style="bold")
+    for heading in ("stage", "what it does", "tasks", "columns", "rows", "reads", "writes at most", ""):
+        table.add_column(heading, justify="right" if heading in ("tasks", "rows", "reads", "columns") else "left")
+    for one in stages:
+        sizes = [f"{size / 1e6:,.1f} MB" for size in (one.read_bytes, one.written_bytes)]
+        kept = "" if one.kept else "removed at the end"
+        table.add_row(one.name, one.does, str(one.tasks), str(len(one.columns)), f"{one.rows:,}", *sizes, kept)
+    console.print(table)
+
+
+def show_plan(plan: Any) -> None:
+    """A table of where each table goes, why, and what a device holds and a step costs."""
+    table = Table(box=None, header_style="bold", title=f"{plan.topology.devices:,} devices, batch {plan.batch_size:,}")
+    for heading in ("table", "rows", "dim", "sharding", "devices", "each holds", "sent a step"):
+        table.add_column(heading, justify="left" if heading in ("table", "sharding") else "right", no_wrap=True)
+    for one in plan.tables:
+        holders = ", ".join(map(str, one.devices)) if len(one.devices) <= 2 else f"{len(one.devices)} of them"
+        sharding, sizes = one.sharding.replace("_", "-"), (size(one.device_bytes), size(one.sent_bytes))
+        table.add_row(one.name, f"{one.rows:,}", str(one.dim), sharding, holders or "all", *sizes)
+    console.print(table)
+    for one in plan.tables:
+        console.print(f"{one.name} {one.sharding.replace('_', '-')}: {one.reason}", soft_wrap=True)
+    hps, int8 = (sum(getattr(one, name) for one in plan.tables) for name in ("hps_bytes", "int8_bytes"))
+    steps = {"lookups": plan.lookup_s, "sending": plan.send_s, "dense": plan.dense_s}
+    console.print(f"the fullest device holds {size(plan.device_bytes)} of {size(plan.topology.memory_bytes)}")
+    console.print(
+        f"a step: {', '.join(f'{name} {1000 * seconds:,.3g} ms' for name, seconds in steps.items())}; "
+        f"about {plan.samples_per_s:,.3g} samples a second, reading apart",
+        soft_wrap=True,
+    )
+    console.print(f"served: {size(hps)} as HPS sparse folders, {size(int8)} as int8 rows")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes with a unit that leaves few digits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:,.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.4g} TiB"
+
+
+def show_quality(result: dict[str, Any]) -> None:
+    """Print a table of every response and model."""
+    table = Table(box=None, header_style="bold", title=f"{result['num_rows']:,} impressions of random sessions")
+    for heading in ("response", "model", "AUC", "log loss", "predicted/actual"):
+        table.add_column(heading, justify="left" if heading in ("response", "model") else "right")
+    for response, models in result["responses"].items():
+        for name, quality in models.items():
+            shown = quality.get("expected", quality)
+            figures = (f"{shown['auc']:.4f}", f"{shown['log_loss']:.4f}", f"{shown['predicted_over_actual']:.3f}")
+            table.add_row(response, {"ips": "sparsefeed", "none": "sparsefeed, no weights"}.get(name, name), *figures)
+    console.print(table)
+
+
+def show_latency(result: dict[str, Any]) -> None:
+    """Print a table of the loads and where their time goes."""
+    table = Table(box=None, header_style="bold", title=f"milliseconds a request, and in each step; {result['machine']}")
+    steps = [step["step"] for step in result["loads"][0]["steps"]]
+    for heading in ("posts", "in flight", "a second", "p50", "p95", "p99", *steps):
+        table.add_column(heading, justify="right")
+    for load in result["loads"]:
+        parts = [f"{sum(v for k, v in step.items() if k != 'step'):.2f}" for step in load["steps"]]
+        figures = [f"{load[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms")]
+        table.add_row(
+            str(load["candidates"]), str(load["concurrency"]), f"{load['requests_per_s']:.0f}", *figures, *parts
+        )
+    console.print(table)

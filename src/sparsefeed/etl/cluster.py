@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from sparsefeed.allocators import KEEP_FREED
 from sparsefeed.errors import ToolError
 from sparsefeed.etl.config import ClusterConfig
 
@@ -17,13 +18,6 @@ __all__ = ["compute", "computes_with", "gathered", "num_slots", "open_cluster", 
 
 Result = TypeVar("Result")
 _CONNECT_S = 10
-# A worker allocates the same again for every partition. Memory that went back to the kernel comes as a page fault for
-# every 4 KiB, a quarter of a fit's time; Dask itself has workers give back whatever they free.
-_KEEP_FREED = {
-    "MIMALLOC_PURGE_DELAY": "-1",  # Arrow's allocator
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 28),  # numpy's: no mapping of its own for an array of less
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
-}
 _elsewhere: ContextVar[Callable[[Sequence[Callable[[], Any]]], list[Any]] | None] = ContextVar("cluster", default=None)
 
 
@@ -101,7 +95,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Any]:
     from merlin.core.utils import set_dask_client
 
     # What travelled between workers need not be aligned, and Merlin's imports warn of what is not used.
-    environment = {"ACERO_ALIGNMENT_HANDLING": "ignore", "PYTHONWARNINGS": "ignore"} | _KEEP_FREED
+    environment = {"ACERO_ALIGNMENT_HANDLING": "ignore", "PYTHONWARNINGS": "ignore"} | KEEP_FREED
     if config.workers:  # of workers here, each has its share of the cores; other clusters say for themselves
         environment["NUMBA_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // config.workers))
     settings = {

@@ -27,7 +27,15 @@ class TrainConfig(Frozen):
     """How to train; equal configurations on equal data give equal loss curves on a CPU."""
 
     # What may change when a run is resumed: where and how the same steps are done.
-    PLACE: ClassVar = ("processes", "micro_batches", "sharding", "log_every", "checkpoint_every_s")
+    PLACE: ClassVar = (
+        "processes",
+        "micro_batches",
+        "sharding",
+        "read_threads",
+        "batches_ahead",
+        "log_every",
+        "checkpoint_every_s",
+    )
 
     processes: int | None = Field(default=None, ge=1)  # ranks; None: one per GPU, or 2 on a CPU
     batch_size: int = Field(default=8192, ge=1)  # rows of a global batch, over all ranks
@@ -43,6 +51,9 @@ class TrainConfig(Frozen):
     warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
     weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
     shuffle_rows: int = Field(default=2**18, ge=1)  # rows a rank shuffles at a time
+    read_threads: int = Field(default=1, ge=1)  # row groups that a rank reads at once
+    # Batches made before they are asked for; None: 4 where a rank has a core to spare for it (three, or a GPU), else 0.
+    batches_ahead: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps
     checkpoint_every_s: float = Field(default=300.0, gt=0)  # besides the one at the end

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import shutil
+import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsefeed.errors import BadFileError
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.torchrec.columns import Batch, Rows, open_split
+from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, open_split
 from sparsefeed.models.torchrec.loader import Loader
 
 SPEC = FeedSpec.parse(
@@ -112,3 +117,36 @@ def test_a_row_left_out_of_one_epoch_is_in_another(tmp_path: Path) -> None:
         left_out.append(set(range(1, num_rows + 1)) - seen)
     assert all(len(rows) == 1 for rows in left_out)
     assert len(set.union(*left_out)) > 1
+
+
+@pytest.mark.parametrize("batches_ahead", [1, 3, 100])
+@pytest.mark.parametrize("read_threads", [1, 4])
+def test_batches_made_ahead_are_the_same_ones(etl, batches_ahead: int, read_threads: int) -> None:
+    plain = loader_of(etl)
+    ahead = replace(plain, batches_ahead=batches_ahead, read_threads=read_threads)
+    for start in (0, 2):
+        for got, expected in zip(ahead.epoch(1, start), plain.epoch(1, start), strict=True):
+            assert torch.equal(got.labels_BR, expected.labels_BR)
+            assert torch.equal(got.lookups.values(), expected.lookups.values())
+
+
+def test_an_error_of_reading_ahead_reaches_the_trainer_and_no_thread_outlives_a_loader(etl, tmp_path: Path) -> None:
+    copied = tmp_path / "train"
+    shutil.copytree(etl.path / "train", copied)
+    loader = replace(loader_of(etl), batches_ahead=2, read_threads=2)
+    parts = [replace(part, path=copied / part.path.name) for part in loader.parts]
+    loader = replace(loader, parts=parts)
+    before = threading.active_count()
+    batches = loader.epoch(0)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    parts[-1].path.write_bytes(b"PAR1 broken")
+    with pytest.raises(BadFileError, match=parts[-1].path.name):
+        list(loader.epoch(0))
+    assert threading.active_count() == before
+
+
+def loader_of(etl) -> Loader:
+    """Two files, eight row groups, batches of 100 from buffers of 300."""
+    columns, capacities = Rows.columns(etl.spec), capacity_rows(etl.spec, etl.path)
+    return Loader(etl.spec, open_split(etl.spec, etl.path, "train", columns), capacities, columns, 100, 0, 1, 300, 5)

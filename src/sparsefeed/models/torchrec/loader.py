@@ -4,12 +4,19 @@ Notable: an epoch is a seeded order of row groups laid end to end; rank r of P t
 cut in the middle of a row group where need be. So every rank has exactly as many rows and batches as any other
 however the files are cut (a rank with one batch more would wait for ever in a collective), and at most P - 1
 rows, other ones each epoch, are left out. Rows are then shuffled within a buffer of many row groups.
+
+Row groups are read by threads of their own, and batches are made by another, so that a step finds the next one there.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, Queue
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +39,10 @@ class Loader:
         batch_size: Rows per batch and rank; an epoch's last batch may be smaller, equally on every rank.
         rank: This rank, in [0, world_size).
         world_size: Number of ranks.
-        shuffle_rows: Rows of a shuffle buffer; memory is about twice their size.
+        shuffle_rows: Rows of a shuffle buffer; memory is about three times their size.
         seed: Seed of both orders.
+        read_threads: Row groups that are read at once.
+        batches_ahead: Batches that are made before they are asked for; 0: none.
     """
 
     spec: FeedSpec
@@ -45,6 +54,8 @@ class Loader:
     world_size: int
     shuffle_rows: int
     seed: int
+    read_threads: int = 1
+    batches_ahead: int = 0
 
     @property
     def rows_per_epoch(self) -> int:
@@ -65,6 +76,10 @@ class Loader:
             DataError: A null or an id outside its table; names the file.
             BadFileError: A file cannot be read.
         """
+        batches = self._batches(epoch, start)
+        return _ahead(batches, self.batches_ahead) if self.batches_ahead else batches
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         order = lookup_order(self.spec)
         number = 0
         for index, (table, last) in enumerate(self._buffers(epoch)):
@@ -96,10 +111,51 @@ class Loader:
         """Read this rank's share of the epoch's row groups, the first and last cut where the share begins and ends."""
         begin = self.rank * self.rows_per_epoch
         end = begin + self.rows_per_epoch
-        position = 0
+        wanted, position = [], 0
         for number in np.random.default_rng((self.seed, epoch)).permutation(len(self.parts)):
             part = self.parts[number]
             low, high = max(begin - position, 0), min(end - position, part.num_rows)
             if low < high:
-                yield read_part(self.spec, part, self.columns, self.capacities).slice(low, high - low)
+                wanted.append((part, low, high - low))
             position += part.num_rows
+        reading: deque[Future[pa.Table]] = deque()
+        with ThreadPoolExecutor(self.read_threads) as pool:
+            for piece in wanted:
+                reading.append(pool.submit(self._read, *piece))
+                if len(reading) > self.read_threads:
+                    yield reading.popleft().result()
+            while reading:
+                yield reading.popleft().result()
+
+    def _read(self, part: Part, first: int, rows: int) -> pa.Table:
+        return read_part(self.spec, part, self.columns, self.capacities).slice(first, rows)
+
+
+def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """The same batches, made by a thread up to `depth` before they are asked for; its error is raised here."""
+    made: Queue[Batch | BaseException | None] = Queue(depth)
+    stopped = threading.Event()
+
+    def make() -> None:
+        last: BaseException | None = None
+        try:
+            for batch in batches:
+                made.put(batch)
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # whatever it is, the trainer must not wait for ever
+            last = error
+        made.put(last)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while isinstance(got := made.get(), Batch):
+            yield got
+        if got is not None:
+            raise got
+    finally:
+        stopped.set()
+        while thread.is_alive():  # it may wait for room
+            with suppress(Empty):
+                made.get(timeout=0.01)

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsefeed.errors import SparsefeedError, TrainError
+from sparsefeed.models.config import TrainConfig
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, restore, save
 from sparsefeed.models.torchrec.columns import (
     Batch,
@@ -89,6 +90,7 @@ def _run(job: Job, report: Report) -> None:
     loader = Loader(
         spec=job.spec, parts=parts, capacities=capacities, columns=columns, batch_size=config.batch_size // world_size,
         rank=dist.get_rank(), world_size=world_size, shuffle_rows=config.shuffle_rows, seed=config.seed,
+        read_threads=config.read_threads, batches_ahead=_ahead(config, cuda),
     )  # fmt: skip
     trainer = Trainer(job.spec, job.model, config, capacities, job.plan, device)
     checkpoint = Checkpoint(
@@ -101,6 +103,12 @@ def _run(job: Job, report: Report) -> None:
     run = _Run(job, loader, trainer, checkpoint, step, report)
     run.train()
     dist.destroy_process_group()
+
+
+def _ahead(config: TrainConfig, cuda: bool) -> int:
+    if config.batches_ahead is not None:
+        return config.batches_ahead
+    return 4 if cuda or torch.get_num_threads() > 2 else 0
 
 
 def _begin(job: Job, trainer: Trainer, checkpoint: Checkpoint, loader: Loader) -> int:

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
+from sparsefeed.allocators import KEEP_FREED
 from sparsefeed.errors import TrainError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig, TrainConfig
@@ -204,17 +205,21 @@ def _launch(job: Job, progress: Progress) -> dict[str, Any]:
     """Run all ranks to their end; rank 0's result."""
     # The store listens on a port the system chose, before any rank looks for it: no race for a free one.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "LAUNCHER": str(os.getpid()),
-        "WORLD_SIZE": str(job.processes),
-        "LOCAL_WORLD_SIZE": str(job.processes),
-        # Ranks set their own number of threads; OpenMP's spinning would take the cores from each other.
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.processes)),
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what deterministic products on a GPU need
-    }
+    environment = (
+        KEEP_FREED
+        | os.environ
+        | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "LAUNCHER": str(os.getpid()),
+            "WORLD_SIZE": str(job.processes),
+            "LOCAL_WORLD_SIZE": str(job.processes),
+            # Ranks set their own number of threads; OpenMP's spinning would take the cores from each other.
+            "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.processes)),
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what deterministic products on a GPU need
+        }
+    )
     result: dict[str, Any] = {}
     with _ranks(job, environment) as (processes, reports):
         failures: list[tuple[int, str]] = []

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sparsefeed.etl.spec import Frozen
+from sparsefeed.etl.spec import Frozen, Name
 
-__all__ = ["ModelConfig", "Sharding", "TrainConfig"]
+__all__ = ["ColdStart", "ModelConfig", "Sharding", "TrainConfig"]
 
 Sharding = Literal["table_wise", "row_wise", "column_wise", "data_parallel"]
 
@@ -21,6 +21,13 @@ class ModelConfig(Frozen):
     cross_layers: int = Field(default=2, ge=0, le=8)  # 0: no cross network, the head sees the raw input
     cross_rank: int = Field(default=32, ge=1)
     table_init: float = Field(default=0.05, gt=0)  # embedding rows begin uniform in [-table_init, table_init]
+
+
+class ColdStart(Frozen):
+    """What the rows of a table's new ids begin with when a day is trained (models.torchrec.cold_start)."""
+
+    start: Literal["random", "tail", "features", "similar"] = "tail"
+    features: tuple[Name, ...] = ()  # for `features` and `similar`: id, ids or history features of other tables
 
 
 class TrainConfig(Frozen):
@@ -49,6 +56,7 @@ class TrainConfig(Frozen):
     dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
     table_learning_rate: float = Field(default=0.05, gt=0)  # row-wise Adagrad
     warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
+    cold_start: dict[Name, ColdStart] = Field(default_factory=dict)  # by table; of the others: `tail`
     weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
     shuffle_rows: int = Field(default=2**18, ge=1)  # rows a rank shuffles at a time
     read_threads: int = Field(default=1, ge=1)  # row groups that a rank reads at once

@@ -34,7 +34,17 @@ from sparsefeed.models.bundle import (
 from sparsefeed.models.store.store import ParameterStore, write_index
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["Delta", "DeltaManifest", "IdChange", "RowChange", "apply_delta", "verify_delta", "write_delta"]
+__all__ = [
+    "Delta",
+    "DeltaManifest",
+    "IdChange",
+    "RowChange",
+    "apply_delta",
+    "read_changes",
+    "verify_delta",
+    "write_changes",
+    "write_delta",
+]
 
 _OWN = frozenset({"delta.json", "tables", "ids", "SHA256SUMS", "READY"})  # everything else replaces the parent's
 _REPLACEABLE = frozenset(
@@ -150,14 +160,9 @@ def write_delta(
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        (partial / "tables").mkdir(parents=True)
-        (partial / "ids").mkdir()
+        write_changes(partial, rows, ids)
         build(partial)
         (partial / "delta.json").write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
-        for parts, folder, changes in ((_ROW_PARTS, "tables", rows), (_ID_PARTS, "ids", ids)):
-            for name, change in changes.items():
-                for part in parts:
-                    np.save(partial / folder / f"{name}.{part}.npy", getattr(change, part))
         seal(partial, progress)
         delta = verify_delta(partial)
         _check_follows(delta, parent)
@@ -176,14 +181,27 @@ def verify_delta(delta: Path, progress: Progress = silent) -> Delta:
         BundleError: names the file that is missing, altered, extra, or not what docs/contracts/delta.md says.
     """
     verify(delta, progress)
-    manifest = read_json(DeltaManifest, delta / "delta.json")
-    rows = {name: RowChange(*arrays) for name, arrays in _read_arrays(delta / "tables", _ROW_PARTS).items()}
-    ids = {name: IdChange(*arrays) for name, arrays in _read_arrays(delta / "ids", _ID_PARTS).items()}
+    return Delta(delta, read_json(DeltaManifest, delta / "delta.json"), *read_changes(delta))
+
+
+def write_changes(folder: Path, rows: Mapping[str, RowChange], ids: Mapping[str, IdChange]) -> None:
+    """Write `tables/` and `ids/` of a delta into a folder, which is made."""
+    for parts, name, changes in ((_ROW_PARTS, "tables", rows), (_ID_PARTS, "ids", ids)):
+        (folder / name).mkdir(parents=True)
+        for table, change in changes.items():
+            for part in parts:
+                np.save(folder / name / f"{table}.{part}.npy", getattr(change, part))
+
+
+def read_changes(folder: Path) -> tuple[dict[str, RowChange], dict[str, IdChange]]:
+    """Read what `write_changes` wrote; BundleError names the file that is not what docs/contracts/delta.md says."""
+    rows = {name: RowChange(*arrays) for name, arrays in _read_arrays(folder / "tables", _ROW_PARTS).items()}
+    ids = {name: IdChange(*arrays) for name, arrays in _read_arrays(folder / "ids", _ID_PARTS).items()}
     for name, row_change in rows.items():
-        _check_rows(delta / "tables" / name, row_change)
+        _check_rows(folder / "tables" / name, row_change)
     for name, id_change in ids.items():
-        _check_ids(delta / "ids" / name, id_change)
-    return Delta(delta, manifest, rows, ids)
+        _check_ids(folder / "ids" / name, id_change)
+    return rows, ids
 
 
 def apply_delta(root: Path, delta: Path, progress: Progress = silent) -> str:

@@ -173,12 +173,20 @@ def train(
     recipe: RecipeName = _TINY,
     workspace: Root = _ARTIFACTS,
     weights: Annotated[Weights | None, typer.Option(help="Default: the recipe's.")] = None,
+    day: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Train this day of the ETL, from the day before.")
+    ] = None,
 ) -> None:
     """Train the ranker; an interrupted run goes on from its last checkpoint."""
-    from sparsefeed.workflows.stages import train_model
+    from sparsefeed.workflows.stages import train_day, train_model
 
+    loaded, place = _load(recipe), Workspace(workspace)
+    weighted: Any = weights.value if weights else None
     with stage("train") as progress:
-        result = train_model(_load(recipe), Workspace(workspace), weights.value if weights else None, progress)
+        if day:
+            result = train_day(loaded, place, day.date(), weighted, progress)
+        else:
+            result = train_model(loaded, place, weighted, progress)
     loss = ", ".join(f"{name} {value:.4f}" for name, value in result.loss.items())
     speed = f"{result.samples_per_s:,.0f} a second" if result.samples_per_s else "trained before"
     console.print(f"{result.num_samples:,} samples, {speed}; loss: {loss}")

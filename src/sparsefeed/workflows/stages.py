@@ -6,9 +6,10 @@ on or begins again. Data flows one way: logs -> etl -> training -> evaluation ->
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ __all__ = [
     "prepare",
     "read_etl",
     "simulate_logs",
+    "train_day",
     "train_model",
     "write_json",
 ]
@@ -102,26 +104,79 @@ def train_model(
     recipe: Recipe, workspace: Workspace, weights: Weights | None = None, progress: Progress = silent
 ) -> Any:
     """Train, or go on where a training of the same data stopped; a TrainResult."""
-    from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
     from sparsefeed.models.torchrec.train import train
 
     spec, etl = read_etl(recipe, workspace)
     config = recipe.train if weights is None else recipe.train.model_copy(update={"weights": weights})
     out = workspace.training(config.weights)
+    with _alone(out, etl["fingerprint"], ""):
+        return train(spec, recipe.model, config, workspace.etl, out, progress, resume=True)
+
+
+def train_day(
+    recipe: Recipe, workspace: Workspace, day: date, weights: Weights | None = None, progress: Progress = silent
+) -> Any:
+    """Train a day that was added to the ETL, from the model of the day before; a TrainResult.
+
+    Leaves a checkpoint in the workspace's `training_day`, and in `changes/` beside it what the day changed: rows and
+    ids, as a delta holds them (docs/contracts/delta.md).
+    """
+    from sparsefeed.etl.days import AddedDays
+    from sparsefeed.models.changes import id_changes, row_changes
+    from sparsefeed.models.delta import write_changes
+    from sparsefeed.models.torchrec.checkpoint import identity, latest, load_tables
+    from sparsefeed.models.torchrec.columns import num_rows
+    from sparsefeed.models.torchrec.train import train
+
+    spec, _ = read_etl(recipe, workspace)
+    config = recipe.train if weights is None else recipe.train.model_copy(update={"weights": weights})
+    results = AddedDays(workspace.etl, workspace.etl_days).chain()
+    number = next((i for i, result in enumerate(results) if i and result.last_day == day), None)
+    if number is None:
+        there = ", ".join(str(result.last_day) for result in results[1:]) or "none"
+        raise DataError(
+            f"{workspace.etl_days}: day {day} was not added; there: {there}; run `sparsefeed etl --day {day}`"
+        )
+    added, previous = results[number].folder, results[number - 1].folder
+    before = workspace.training(config.weights)
+    if number > 1:
+        before = workspace.training_day(config.weights, results[number - 1].last_day)
+    start_from = latest(before)
+    if start_from is None:
+        option = f" --day {results[number - 1].last_day}" if number > 1 else ""
+        raise TrainError(f"{before}: no checkpoint to go on from; run `sparsefeed train{option}` first")
+    out = workspace.training_day(config.weights, day)
+    with _alone(out, results[number].summary["fingerprint"], identity(start_from)):
+        result = train(
+            spec, recipe.model, config, added, out, progress, resume=True, start_from=start_from, previous=previous
+        )
+        rows = row_changes(load_tables(start_from), load_tables(result.checkpoint), num_rows(spec, added))
+        shutil.rmtree(out / "changes", ignore_errors=True)
+        write_changes(out / "changes", rows, id_changes(spec, added, previous))
+        return result
+
+
+@contextmanager
+def _alone(out: Path, etl: str, start: str) -> Iterator[None]:
+    """Be the only one who trains into a folder; what was trained there on other ids or from another start goes."""
+    from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
+
     checkpoint = latest(out)
-    if checkpoint is not None and Checkpoint.read(checkpoint).etl != etl["fingerprint"]:
-        shutil.rmtree(out)  # trained on other logs: its rows are other ids'
+    if checkpoint is not None:
+        found = Checkpoint.read(checkpoint)
+        if (found.etl, found.start) != (etl, start):
+            shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out, wait=False) as alone:
         if not alone:
             raise TrainError(f"{out}: another training is writing it now; wait for it, or name another workspace")
-        return train(spec, recipe.model, config, workspace.etl, out, progress, resume=True)
+        yield
 
 
 def evaluate_models(recipe: Recipe, workspace: Workspace, progress: Progress = silent) -> dict[str, Any]:
     """Measure every model of the workspace trained on its ETL, beside the baselines; writes evaluation.json."""
     from sparsefeed.models.evaluate import evaluate
-    from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
+    from sparsefeed.models.torchrec.checkpoint import Checkpoint, identity, latest
     from sparsefeed.models.torchrec.score import Scorer
 
     spec, etl = read_etl(recipe, workspace)
@@ -137,7 +192,7 @@ def evaluate_models(recipe: Recipe, workspace: Workspace, progress: Progress = s
     truth = Path(etl["logs"]) / "truth"
     scorers: dict[str, Scorer] = {weights: Scorer(spec, path) for weights, path in checkpoints.items()}
     result = evaluate(spec, workspace.etl, scorers, truth if truth.exists() else None, progress)
-    result["checkpoints"] = {weights: _identity(path) for weights, path in checkpoints.items()}
+    result["checkpoints"] = {weights: identity(path) for weights, path in checkpoints.items()}
     write_json(workspace.evaluation, result)
     return result
 
@@ -168,16 +223,14 @@ def export_serving(recipe: Recipe, workspace: Workspace, progress: Progress = si
     return bundle, export(workspace.bundles, bundle, recipe.serving, workspace.triton_repo)
 
 
-def _identity(checkpoint: Path) -> str:
-    return hashlib.sha256((checkpoint / "dense.safetensors").read_bytes()).hexdigest()[:16]
-
-
 def _metrics(workspace: Workspace, weights: Weights, checkpoint: Path) -> dict[str, Any] | None:
     """What evaluation.json says of this very checkpoint, if anything."""
+    from sparsefeed.models.torchrec.checkpoint import identity
+
     if not workspace.evaluation.exists():
         return None
     result = json.loads(workspace.evaluation.read_text("utf-8"))
-    if result.get("checkpoints", {}).get(weights) != _identity(checkpoint):
+    if result.get("checkpoints", {}).get(weights) != identity(checkpoint):
         return None
     responses = {response: models[weights] for response, models in result["responses"].items()}
     return {"num_rows": result["num_rows"], "responses": responses}

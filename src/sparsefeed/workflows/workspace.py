@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 __all__ = ["Workspace"]
@@ -32,6 +33,10 @@ class Workspace:
     def training(self, weights: str) -> Path:
         """Checkpoints and learning curve of a training run, by its weights ("ips" or "none")."""
         return self.root / "training" / weights
+
+    def training_day(self, weights: str, day: date) -> Path:
+        """What training a day that was added to the ETL left: like `training`, and `changes/`."""
+        return self.root / "training-days" / weights / str(day)
 
     @property
     def evaluation(self) -> Path:

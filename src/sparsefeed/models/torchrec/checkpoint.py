@@ -12,6 +12,7 @@ one without it, or whose name begins with a dot, is no checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -34,7 +35,7 @@ from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 
-__all__ = ["Checkpoint", "Shard", "latest", "load_model", "load_tables", "restore", "save"]
+__all__ = ["Checkpoint", "Shard", "identity", "latest", "load_model", "load_tables", "restore", "save"]
 
 _KEPT = 2
 
@@ -50,6 +51,7 @@ class Checkpoint(Frozen):
     model: ModelConfig
     config: dict[str, Any]  # TrainConfig
     tables: dict[str, tuple[int, int]]  # name -> (capacity_rows, dim)
+    start: str = ""  # identity of the checkpoint it began from
     column_parts: dict[str, int] = Field(
         default_factory=dict
     )  # of the optimiser's state, of tables whose columns were cut
@@ -80,6 +82,14 @@ def latest(out: Path) -> Path | None:
     """Find the newest complete checkpoint of a training folder, or None."""
     found = [path for path in (out / "checkpoints").glob("step-*") if (path / "checkpoint.json").is_file()]
     return max(found, key=_step_of, default=None)
+
+
+def identity(path: Path) -> str:
+    """What tells a checkpoint from any other: a digest of its dense part."""
+    try:
+        return hashlib.sha256((path / "dense.safetensors").read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise BadFileError(path / "dense.safetensors", f"not readable: {error}; name another checkpoint") from error
 
 
 def save(out: Path, checkpoint: Checkpoint, shards: list[Shard], dense: Mapping[str, Tensor]) -> Path:

@@ -35,9 +35,12 @@ __all__ = [
     "capacity_rows",
     "check_trained_on",
     "etl_fingerprint",
+    "jagged",
     "lookup_order",
+    "num_rows",
     "open_split",
     "parts_digest",
+    "previous_fingerprint",
     "read_part",
 ]
 
@@ -81,27 +84,47 @@ def lookup_order(spec: FeedSpec) -> tuple[str, ...]:
 
 def capacity_rows(spec: FeedSpec, data: Path) -> dict[str, int]:
     """Rows to allocate per table, from `etl.json`; DataError when the folder is unfinished or of another spec."""
-    path = data / "etl.json"
-    if not path.is_file():
-        raise DataError(f"{data}: no etl.json, so this ETL run is unfinished; run `sparsefeed etl` again")
-    try:
-        capacities = {
-            str(name): int(rows) for name, rows in json.loads(path.read_text("utf-8"))["capacity_rows"].items()
-        }
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BadFileError(path, f"not readable: {error!r}; run `sparsefeed etl` again") from error
-    for table in spec.tables:
-        if table.name not in capacities:
-            raise DataError(f'{path}: capacity_rows has no table "{table.name}"; this folder was made for another spec')
-    return {table.name: capacities[table.name] for table in spec.tables}
+    return _rows_by_table(spec, data, "capacity_rows")
+
+
+def num_rows(spec: FeedSpec, data: Path) -> dict[str, int]:
+    """Rows per table that there are ids for, from `etl.json`; errors as of `capacity_rows`."""
+    return _rows_by_table(spec, data, "num_rows")
 
 
 def etl_fingerprint(data: Path) -> str:
     """What the ETL run in this folder was made from, as `etl.json` says; "" where it does not."""
+    return str(_summary(data).get("fingerprint", ""))
+
+
+def previous_fingerprint(data: Path) -> str | None:
+    """Of the ETL result that the day in this folder was added to; None: it is no day."""
+    found = _summary(data).get("previous")
+    return None if found is None else str(found)
+
+
+def _rows_by_table(spec: FeedSpec, data: Path, key: str) -> dict[str, int]:
     try:
-        return str(json.loads((data / "etl.json").read_text("utf-8")).get("fingerprint", ""))
-    except (OSError, ValueError, AttributeError) as error:
+        rows = {str(name): int(number) for name, number in _summary(data)[key].items()}
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise BadFileError(data / "etl.json", f"not readable: {error!r}; run `sparsefeed etl` again") from error
+    for table in spec.tables:
+        if table.name not in rows:
+            raise DataError(f'{data / "etl.json"}: {key} has no table "{table.name}"; it was made for another spec')
+    return {table.name: rows[table.name] for table in spec.tables}
+
+
+def _summary(data: Path) -> dict[str, Any]:
+    path = data / "etl.json"
+    if not path.is_file():
+        raise DataError(f"{data}: no etl.json, so this ETL run is unfinished; run `sparsefeed etl` again")
+    try:
+        summary = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadFileError(path, f"not readable: {error!r}; run `sparsefeed etl` again") from error
+    if not isinstance(summary, dict):
+        raise BadFileError(path, f"holds {type(summary).__name__}, not names and values; run `sparsefeed etl` again")
+    return summary
 
 
 def parts_digest(parts: Sequence[Part]) -> str:
@@ -159,8 +182,8 @@ def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: di
     for name in columns:
         if nulls := table.column(name).null_count:
             raise DataError(f'{part.path}: column "{name}": {nulls} of {part.num_rows} values are null; none may be')
-    for feature in spec.lookups:
-        values, _ = _jagged(_one_chunk(table, feature.name))
+    for feature in (feature for feature in spec.lookups if feature.name in columns):
+        values, _ = jagged(_one_chunk(table, feature.name))
         capacity = capacities[spec.table_of(feature).name]
         if len(values) and (values.min() < 1 or values.max() >= capacity):
             got = values.min() if values.min() < 1 else values.max()
@@ -212,7 +235,7 @@ class Rows:
             matrix([f"w_{response.name}" for response in spec.responses]) if weighted else np.ones_like(labels_NR),
             matrix([feature.name for feature in spec.of_kind("dense", side="member")]),
             matrix([feature.name for feature in spec.of_kind("dense", side="candidate")]),
-            {feature.name: _jagged(_one_chunk(table, feature.name)) for feature in spec.lookups},
+            {feature.name: jagged(_one_chunk(table, feature.name)) for feature in spec.lookups},
         )
 
     def batch(self, order: Sequence[str], start: int, stop: int) -> Batch:
@@ -255,7 +278,8 @@ def _one_chunk(table: pa.Table, name: str) -> Any:
     return table.column(name).combine_chunks()
 
 
-def _jagged(column: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def jagged(column: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Values and offsets [n + 1] of an array of lists; of one without lists 0, 1, ..., n."""
     if not pa.types.is_list(column.type):
         return column.to_numpy(), np.arange(len(column) + 1, dtype=np.int64)
     offsets = column.offsets.to_numpy().astype(np.int64)

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsefeed.errors import SparsefeedError, TrainError
 from sparsefeed.models.config import TrainConfig
-from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, restore, save
+from sparsefeed.models.torchrec.checkpoint import Checkpoint, Shard, identity, latest, restore, save
 from sparsefeed.models.torchrec.columns import (
     Batch,
     Rows,
@@ -96,6 +97,7 @@ def _run(job: Job, report: Report) -> None:
     checkpoint = Checkpoint(
         step=0, spec=job.spec.digest, etl=etl_fingerprint(job.data), data=parts_digest(parts),
         model=job.model, config=config.model_dump(mode="json"),
+        start=identity(job.start_from) if job.start_from else "",
         tables={table.name: (capacities[table.name], table.dim) for table in job.spec.tables},
         column_parts={table.name: len(table.devices) for table in job.plan.tables if table.sharding == "column_wise"},
     )  # fmt: skip
@@ -126,7 +128,22 @@ def _begin(job: Job, trainer: Trainer, checkpoint: Checkpoint, loader: Loader) -
     if last and found.data != checkpoint.data:
         raise TrainError(f"{last}: was trained on other files than {job.data} has now; train into another folder")
     trainer.load_dense_state(restore(source, trainer.shards))
-    return found.step if last else 0
+    if last:
+        return found.step
+    for shard in trainer.shards:
+        if shard.table in job.new_rows:
+            _fill(shard, job.new_rows[shard.table], np.load(job.out / "new-rows" / f"{shard.table}.npy", mmap_mode="r"))
+    return 0
+
+
+def _fill(shard: Shard, first: int, values: NDArray[np.float32]) -> None:
+    """Begin the rows of new ids with these values; what training has counted of them is nothing."""
+    rows, width = shard.values.shape
+    start, stop = max(first, shard.row), min(first + len(values), shard.row + rows)
+    if start < stop:
+        cut = torch.from_numpy(values[start - first : stop - first, shard.column : shard.column + width].copy())
+        shard.values[start - shard.row : stop - shard.row].copy_(cut)
+        shard.accumulator[start - shard.row : stop - shard.row] = 0
 
 
 def _rates(job: Job, loader: Loader) -> list[float]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -22,18 +23,28 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
 from sparsefeed.allocators import KEEP_FREED
-from sparsefeed.errors import TrainError
+from sparsefeed.errors import DataError, TrainError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.plan import Plan, make_plan
 from sparsefeed.models.topology import Topology
-from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
-from sparsefeed.models.torchrec.columns import Rows, capacity_rows, etl_fingerprint, open_split, parts_digest
+from sparsefeed.models.torchrec.checkpoint import Checkpoint, identity, latest
+from sparsefeed.models.torchrec.cold_start import check_cold_start, first_rows
+from sparsefeed.models.torchrec.columns import (
+    Rows,
+    capacity_rows,
+    check_trained_on,
+    etl_fingerprint,
+    open_split,
+    parts_digest,
+    previous_fingerprint,
+)
 from sparsefeed.progress import Progress, silent
 
 __all__ = ["Job", "TrainResult", "train"]
@@ -51,6 +62,7 @@ class Job(Frozen):
     data: Path
     out: Path
     start_from: Path | None
+    new_rows: dict[str, int]  # table -> the first; their values lie in out/new-rows/
 
     @property
     def processes(self) -> int:
@@ -80,6 +92,7 @@ def train(
     *,
     resume: bool = False,
     start_from: str | Path | None = None,
+    previous: str | Path | None = None,
 ) -> TrainResult:
     """Train on `data/train` (docs/contracts/training.md) and leave a checkpoint in `out`.
 
@@ -93,16 +106,19 @@ def train(
         resume: Continue an interrupted run of the same spec, configuration and data from its last checkpoint, to
             the loss curve it would have had; begin where there is none; return at once where it is finished. On other
             processes it goes on too, but these take other rows together into a batch.
-        start_from: Checkpoint of an earlier run of the same spec to begin with instead of random values (a refresh);
-            rows a table has grown by begin at random.
+        start_from: Checkpoint of an earlier run of the same spec to begin with instead of random values: of the same
+            ETL run, or, with `previous`, of the one that the day in `data` was added to.
+        previous: That ETL run's folder; ids that are new since begin as `config.cold_start` says.
 
     Raises:
         DataError: A file or column breaks the contract; said before any rank starts.
+        SpecError: `config` names tables or features that the spec has not.
         TrainError: `out` holds another run, a loss is not finite, or a rank failed.
     """
     data, out = Path(data).resolve(), Path(out).resolve()
     config = _with_processes(config)
     assert config.processes is not None
+    check_cold_start(spec, config.cold_start)
     capacities = capacity_rows(spec, data)
     parts = open_split(spec, data, "train", Rows.columns(spec, config.weights == "ips"))
     num_rows = sum(part.num_rows for part in parts)
@@ -122,7 +138,12 @@ def train(
         data=data,
         out=out,
         start_from=Path(start_from).resolve() if start_from else None,
+        new_rows={},
     )
+    if start_from:
+        check_trained_on(Path(start_from), Checkpoint.read(Path(start_from)).etl, Path(previous or data))
+        if previous and previous_fingerprint(data) != etl_fingerprint(Path(previous)):
+            raise DataError(f"{data}: is no day that was added to {previous}; run `sparsefeed etl --day` again")
     _check_out(job, resume)
     done = out / "result.json"
     finished = _finished(out, parts_digest(parts), etl_fingerprint(data))
@@ -131,13 +152,26 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     (out / "logs").mkdir(exist_ok=True)
+    if previous and latest(out) is None:
+        job = job.model_copy(update={"new_rows": _write_new_rows(job, Path(previous))})
     (out / "job.json").write_text(job.model_dump_json(indent=1) + "\n", "utf-8")
     job.plan.save(out / "plan.json")
     result = _launch(job, progress)
     checkpoint = latest(out)
     assert checkpoint is not None
+    shutil.rmtree(out / "new-rows", ignore_errors=True)
     done.write_text(json.dumps({"checkpoint": checkpoint.name, **result}, indent=1) + "\n", "utf-8")
     return TrainResult(checkpoint=checkpoint, **result)
+
+
+def _write_new_rows(job: Job, previous: Path) -> dict[str, int]:
+    """Leave the first values of new ids where the ranks find them; the first row of each table."""
+    assert job.start_from is not None
+    found = first_rows(job.spec, job.config.cold_start, job.data, previous, job.start_from)
+    (job.out / "new-rows").mkdir(exist_ok=True)
+    for table, (_, values) in found.items():
+        np.save(job.out / "new-rows" / f"{table}.npy", values)
+    return {table: first for table, (first, _) in found.items()}
 
 
 def _finished(out: Path, data: str, etl: str) -> TrainResult | None:
@@ -179,6 +213,7 @@ def _check_out(job: Job, resume: bool) -> None:
     for what, got, wanted in (
         ("spec", job.spec.digest, found.spec),
         ("model", job.model, found.model),
+        ("start", identity(job.start_from) if job.start_from else "", found.start),
         ("configuration", _without_place(job.config.model_dump(mode="json")), _without_place(found.config)),
     ):
         if got != wanted:

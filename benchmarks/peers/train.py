@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Net(nn.Module):
         self.project = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in layers)
         self.expand = nn.ModuleList(nn.Linear(rank, width) for _ in layers)
         widths = [width, *model["hidden"]]
-        self.gated = nn.ModuleList(nn.Linear(a, 2 * b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.gated = nn.ModuleList(nn.Linear(a, 2 * b) for a, b in pairwise(widths))
         self.head = nn.Linear(width + widths[-1], len(spec["responses"]))
 
     def forward(self, dense: Tensor, bags: dict[str, tuple[Tensor, Tensor]]) -> Tensor:

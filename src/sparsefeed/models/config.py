@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sparsefeed.etl.spec import Frozen, Name
 
-__all__ = ["ColdStart", "ModelConfig", "Sharding", "TrainConfig"]
+__all__ = ["ColdStart", "ModelConfig", "Sharding", "TrainConfig", "Validation"]
 
 Sharding = Literal["table_wise", "row_wise", "column_wise", "data_parallel"]
 
@@ -28,6 +28,14 @@ class ColdStart(Frozen):
 
     start: Literal["random", "tail", "features", "similar"] = "tail"
     features: tuple[Name, ...] = ()  # for `features` and `similar`: id, ids or history features of other tables
+
+
+class Validation(Frozen):
+    """The last rows of the training days, which are not trained but watched; training stops when it helps no more."""
+
+    rows: int = Field(default=100_000, ge=1)  # at least; whole row groups
+    every: int = Field(default=200, ge=1)  # steps
+    patience: int = Field(default=3, ge=1)  # times in a row that the loss was not the least so far
 
 
 class TrainConfig(Frozen):
@@ -51,6 +59,8 @@ class TrainConfig(Frozen):
         default_factory=dict
     )  # of tables; those that are not named are planned (models.plan)
     dense_precision: Literal["fp32", "bf16"] = "fp32"  # of the dense model's matrix products
+    validation: Validation | None = None  # None: train all rows to the end; else the best checkpoint is the last
+    tensorboard: bool = False  # write the curve for TensorBoard too, in the training folder
     deterministic: bool = False  # refuse operations whose result may differ from run to run (on GPUs: slower)
     epochs: int = Field(default=1, ge=1)
     dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam

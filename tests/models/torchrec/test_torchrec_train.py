@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pytest
 from sparsefeed.errors import BadFileError, DataError, SpecError, TrainError
 from sparsefeed.etl.spec import validate
 from sparsefeed.models import metrics
-from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.models.config import ModelConfig, TrainConfig, Validation
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, load_tables
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.models.torchrec.train import TrainResult, train
@@ -41,7 +42,7 @@ MANY = TrainConfig(
 def curve(out: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["samples_per_s"]
+        line.pop("samples_per_s", None)
     return lines
 
 
@@ -98,7 +99,8 @@ def test_a_run_broken_off_and_resumed_is_the_run_never_broken_off(
     etl, many: tuple[Path, TrainResult], tmp_path: Path
 ) -> None:
     def interrupt(done: int, total: int, what: str) -> None:
-        assert (total, what) == (30, "training")
+        assert total == 30
+        assert re.fullmatch(r"training, loss 0\.\d{4}, [\d,]+ samples/s", what)
         if done >= 8:
             raise KeyboardInterrupt
 
@@ -157,12 +159,75 @@ def change_column(path: Path, name: str, change: Callable[[np.ndarray], np.ndarr
     pq.write_table(table.set_column(index, name, pa.array(change(table[name].to_numpy().copy()))), path)
 
 
-def test_a_loss_that_is_no_number_names_the_step(etl, tmp_path: Path) -> None:
+def test_a_number_that_is_none_names_file_and_row(etl, tmp_path: Path) -> None:
     data = Path(shutil.copytree(etl.path, tmp_path / "etl"))
-    change_column(data / "train" / "part-0.parquet", "age", lambda age: np.full_like(age, np.nan))
-    with pytest.raises(TrainError, match=r"rank 0: step 1: the loss is \[nan, nan\]"):
+    change_column(
+        data / "train" / "part-1.parquet", "age", lambda age: np.where(np.arange(len(age)) == 300, np.nan, age)
+    )
+    with pytest.raises(TrainError, match=r'part-1\.parquet: column "age" is nan in row 300; it must be a number'):
         train(etl.spec, MODEL, WHOLE, data, tmp_path / "out")
     assert latest(tmp_path / "out") is None
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loss_that_is_no_number_names_the_row_and_changes_nothing(etl, tmp_path: Path, processes: int) -> None:
+    data = Path(shutil.copytree(etl.path, tmp_path / "etl"))
+    change_column(data / "train" / "part-0.parquet", "age", lambda age: np.where(np.arange(len(age)) == 411, 3e38, age))
+    config = MANY.model_copy(update={"processes": processes, "micro_batches": 3, "checkpoint_every_s": 300.0})
+    with pytest.raises(TrainError, match=r"step \d: .*part-0\.parquet, row 411: the loss of the row is \[.*(nan|inf)"):
+        train(etl.spec, MODEL, config, data, tmp_path / "out")
+
+
+def test_an_interrupt_saves_the_step_it_finds(etl, tmp_path: Path) -> None:
+    """However long ago the last checkpoint was."""
+    config = MANY.model_copy(update={"checkpoint_every_s": 3600.0, "epochs": 400})
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(etl.spec, MODEL, config, etl.path, tmp_path, interrupt)
+    last = latest(tmp_path)
+    assert last is not None
+    step = Checkpoint.read(last).step
+    assert 10 <= step < 2000
+    assert curve(tmp_path)[-1]["step"] == step
+    assert not children()
+
+
+def test_validation_keeps_the_best_checkpoint_and_stops(etl, tmp_path: Path) -> None:
+    """Rates so high that the held-out rows soon get worse; resumed, it is as if it had not been broken off."""
+    watched = Validation(rows=200, every=2, patience=3)
+    config = MANY.model_copy(
+        update={"validation": watched, "table_learning_rate": 3.0, "epochs": 60, "tensorboard": True}
+    )
+    result = train(etl.spec, MODEL, config, etl.path, tmp_path / "run")
+    lines = curve(tmp_path / "run")
+    losses = {line["step"]: sum(line["validation"].values()) for line in lines if "validation" in line}
+    best = min(losses, key=losses.__getitem__)
+    assert result.step == best == max(int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert max(losses) == best + 6 < 240
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(etl.spec, MODEL, config, etl.path, tmp_path / "again", interrupt)
+    again = train(etl.spec, MODEL, config, etl.path, tmp_path / "again", resume=True)
+    assert again.step == result.step
+    assert curve(tmp_path / "again") == lines
+    expected = load_tables(result.checkpoint)
+    for name, values in load_tables(again.checkpoint).items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_validation_needs_rows_to_train_on(etl, tmp_path: Path) -> None:
+    config = MANY.model_copy(update={"validation": Validation(rows=1024)})
+    with pytest.raises(TrainError, match=r"validation.rows: got 1024; of 1024 rows in 6 row groups none is left"):
+        train(etl.spec, MODEL, config, etl.path, tmp_path)
 
 
 def test_bad_data_is_refused_before_any_rank_starts(etl, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 
-__all__ = ["Checkpoint", "Shard", "identity", "latest", "load_model", "load_tables", "restore", "save"]
+__all__ = ["Checkpoint", "Shard", "discard_after", "identity", "latest", "load_model", "load_tables", "restore", "save"]
 
 _KEPT = 2
 
@@ -92,16 +92,19 @@ def identity(path: Path) -> str:
         raise BadFileError(path / "dense.safetensors", f"not readable: {error}; name another checkpoint") from error
 
 
-def save(out: Path, checkpoint: Checkpoint, shards: list[Shard], dense: Mapping[str, Tensor]) -> Path:
+def save(
+    out: Path, checkpoint: Checkpoint, shards: list[Shard], dense: Mapping[str, Tensor], kept: int | None = None
+) -> Path:
     """Write a checkpoint; every rank of the process group calls it with its shards.
 
-    The last two are kept. A process that dies inside leaves those before it whole.
+    The last two are kept, and that of step `kept`. A process that dies inside leaves those before it whole.
 
     Args:
         out: The training folder.
         checkpoint: Its description.
         shards: This rank's parts of all tables.
         dense: Dense weights and optimiser state by name; rank 0's are written.
+        kept: A step whose checkpoint stays, too.
     """
     final = out / "checkpoints" / f"step-{checkpoint.step}"
     partial = final.with_name(f".{final.name}.partial")
@@ -133,9 +136,17 @@ def save(out: Path, checkpoint: Checkpoint, shards: list[Shard], dense: Mapping[
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in sorted((out / "checkpoints").glob("step-*"), key=_step_of)[:-_KEPT]:
-            shutil.rmtree(old)
+            if _step_of(old) != kept:
+                shutil.rmtree(old)
     dist.barrier()
     return final
+
+
+def discard_after(out: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for path in (out / "checkpoints").glob("step-*"):
+        if _step_of(path) > step:
+            shutil.rmtree(path)
 
 
 def restore(path: Path, shards: list[Shard]) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ __all__ = [
     "capacity_rows",
     "check_trained_on",
     "etl_fingerprint",
+    "held_out_parts",
     "jagged",
     "lookup_order",
     "num_rows",
@@ -52,6 +53,7 @@ class Part:
     path: Path
     row_group: int
     num_rows: int
+    first_row: int = 0  # of the file
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def open_split(spec: FeedSpec, data: Path, split: str, columns: Sequence[str]) -
         with footer:
             _check_schema(spec, path, footer.schema_arrow, columns)
             groups = [footer.metadata.row_group(g).num_rows for g in range(footer.metadata.num_row_groups)]
-        parts += [Part(path, g, rows) for g, rows in enumerate(groups) if rows]
+        parts += [Part(path, g, rows, sum(groups[:g])) for g, rows in enumerate(groups) if rows]
     if not parts:
         raise DataError(
             f"{data / split}: no parquet file with a row; run `sparsefeed etl` on days that have impressions"
@@ -167,12 +169,28 @@ def open_split(spec: FeedSpec, data: Path, split: str, columns: Sequence[str]) -
     return tuple(parts)
 
 
+def held_out_parts(parts: Sequence[Part], rows: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """Parts to train on, and the last ones, of so many rows at least, to watch; TrainError where none is left."""
+    held, number = 0, len(parts)
+    while held < rows and number:
+        number -= 1
+        held += parts[number].num_rows
+    if not number:
+        total = sum(part.num_rows for part in parts)
+        raise TrainError(
+            f"validation.rows: got {rows}; of {total} rows in {len(parts)} row groups none is left to train on; "
+            "take fewer, or write smaller row groups (etl.row_group_rows)"
+        )
+    return tuple(parts[:number]), tuple(parts[number:])
+
+
 def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: dict[str, int]) -> pa.Table:
     """Read these columns of one row group, checked.
 
     Raises:
         BadFileError: The file cannot be read.
-        DataError: A column holds a null, or an id outside [1, capacity of its table); names file and column.
+        DataError: A column holds a null, a number that is none, or an id outside [1, capacity of its table); names
+            file and column.
     """
     try:
         with pq.ParquetFile(part.path) as file:
@@ -182,6 +200,13 @@ def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: di
     for name in columns:
         if nulls := table.column(name).null_count:
             raise DataError(f'{part.path}: column "{name}": {nulls} of {part.num_rows} values are null; none may be')
+        if pa.types.is_floating(table.column(name).type):
+            numbers = _one_chunk(table, name).to_numpy()
+            if not np.isfinite(numbers).all():
+                row = int(np.argmin(np.isfinite(numbers)))
+                raise DataError(
+                    f'{part.path}: column "{name}" is {numbers[row]} in row {part.first_row + row}; it must be a number'
+                )
     for feature in (feature for feature in spec.lookups if feature.name in columns):
         values, _ = jagged(_one_chunk(table, feature.name))
         capacity = capacities[spec.table_of(feature).name]

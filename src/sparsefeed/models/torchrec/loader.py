@@ -16,10 +16,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, Queue
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.torchrec.columns import Batch, Part, Rows, lookup_order, read_part
@@ -79,14 +81,34 @@ class Loader:
         batches = self._batches(epoch, start)
         return _ahead(batches, self.batches_ahead) if self.batches_ahead else batches
 
+    def locate(self, epoch: int, batch: int, row: int) -> tuple[Path, int]:
+        """File and row in it of a row of a batch."""
+        size = self._buffer_rows
+        buffer, place = divmod(batch * self.batch_size + row, size)
+        order = self._shuffle(epoch, buffer, min(size, self.rows_per_epoch - buffer * size))
+        place = buffer * size + int(order[place])
+        for part, first, num in self._share(epoch):
+            if place < num:
+                return part.path, part.first_row + first + place
+            place -= num
+        raise IndexError(f"batch {batch}, row {row}: beyond the epoch")
+
+    @property
+    def _buffer_rows(self) -> int:
+        # A whole number of batches leaves no rest to carry into the next buffer.
+        return max(1, self.shuffle_rows // self.batch_size) * self.batch_size
+
+    def _shuffle(self, epoch: int, buffer: int, rows: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch, self.rank, buffer)).permutation(rows)
+
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         order = lookup_order(self.spec)
         number = 0
         for index, (table, last) in enumerate(self._buffers(epoch)):
             num_batches = -(-table.num_rows // self.batch_size) if last else table.num_rows // self.batch_size
             if number + num_batches > start:
-                shuffle = np.random.default_rng((self.seed, epoch, self.rank, index)).permutation(table.num_rows)
-                rows = Rows.from_arrow(self.spec, table.take(pa.array(shuffle)))
+                shuffle = pa.array(self._shuffle(epoch, index, table.num_rows))
+                rows = Rows.from_arrow(self.spec, table.take(shuffle))
                 for i in range(max(0, start - number), num_batches):
                     first = i * self.batch_size
                     yield rows.batch(order, first, min(first + self.batch_size, len(rows)))
@@ -94,8 +116,7 @@ class Loader:
 
     def _buffers(self, epoch: int) -> Iterator[tuple[pa.Table, bool]]:
         """Buffers of a whole number of batches, the last excepted, and whether it is the last."""
-        # A whole number of batches leaves no rest to carry into the next buffer.
-        size = max(1, self.shuffle_rows // self.batch_size) * self.batch_size
+        size = self._buffer_rows
         left, held, num_held = self.rows_per_epoch, [], 0
         for table in self._slices(epoch):
             held.append(table)
@@ -109,23 +130,27 @@ class Loader:
 
     def _slices(self, epoch: int) -> Iterator[pa.Table]:
         """Read this rank's share of the epoch's row groups, the first and last cut where the share begins and ends."""
-        begin = self.rank * self.rows_per_epoch
-        end = begin + self.rows_per_epoch
-        wanted, position = [], 0
-        for number in np.random.default_rng((self.seed, epoch)).permutation(len(self.parts)):
-            part = self.parts[number]
-            low, high = max(begin - position, 0), min(end - position, part.num_rows)
-            if low < high:
-                wanted.append((part, low, high - low))
-            position += part.num_rows
         reading: deque[Future[pa.Table]] = deque()
         with ThreadPoolExecutor(self.read_threads) as pool:
-            for piece in wanted:
+            for piece in self._share(epoch):
                 reading.append(pool.submit(self._read, *piece))
                 if len(reading) > self.read_threads:
                     yield reading.popleft().result()
             while reading:
                 yield reading.popleft().result()
+
+    def _share(self, epoch: int) -> list[tuple[Part, int, int]]:
+        """Row groups of this rank in an epoch's order, with the first row and the rows to take."""
+        begin = self.rank * self.rows_per_epoch
+        end = begin + self.rows_per_epoch
+        share, position = [], 0
+        for number in np.random.default_rng((self.seed, epoch)).permutation(len(self.parts)):
+            part = self.parts[number]
+            low, high = max(begin - position, 0), min(end - position, part.num_rows)
+            if low < high:
+                share.append((part, low, high - low))
+            position += part.num_rows
+        return share
 
     def _read(self, part: Part, first: int, rows: int) -> pa.Table:
         return read_part(self.spec, part, self.columns, self.capacities).slice(first, rows)

@@ -32,6 +32,7 @@ from torchrec.distributed.sharding_plan import (
 )
 from torchrec.distributed.types import ShardingEnv, ShardingType
 
+from sparsefeed.errors import TrainError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.dense import DenseModel
@@ -41,7 +42,7 @@ from sparsefeed.models.torchrec.checkpoint import Shard
 from sparsefeed.models.torchrec.columns import Batch
 from sparsefeed.models.torchrec.tables import Pooling, embedding_tables, first_values
 
-__all__ = ["Trainer"]
+__all__ = ["LossError", "Trainer"]
 
 _EPSILON = 1e-8  # of Adagrad, fbgemm's
 
@@ -51,6 +52,14 @@ class _Sharder(EmbeddingBagCollectionSharder):
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return [kind.value for kind in ShardingType]
+
+
+class LossError(TrainError):
+    """A row of a batch whose loss is no number."""
+
+    def __init__(self, row: int, losses: list[float]) -> None:
+        super().__init__(f"the loss of the row is {losses}")
+        self.row = row
 
 
 class Trainer:
@@ -71,7 +80,7 @@ class Trainer:
         device: torch.device,
     ) -> None:
         torch.manual_seed(config.seed)
-        self._device, self._slices = device, config.micro_batches
+        self.device, self._slices = device, config.micro_batches
         self._half = config.dense_precision == "bf16"
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=self._half)
         self._dense = DenseModel(spec, model).to(device)
@@ -106,14 +115,18 @@ class Trainer:
         self._dense.start_at(rates)
 
     def step(self, batch: Batch, dense_learning_rate: float, table_learning_rate: float) -> Tensor:
-        """Train on this rank's share of a global batch; its loss before the step, per response [R], detached."""
+        """Train on this rank's share of a global batch; its loss before the step, per response [R], detached.
+
+        Raises:
+            LossError: The loss is no number; nothing has been changed. Not on a GPU, which it would have to wait for.
+        """
         for group in self._adam.param_groups:
             group["lr"] = dense_learning_rate
         fused = self._tables.fused_optimizer
         for group in fused.param_groups:
             group["lr"] = table_learning_rate
         fused.step()  # hands the learning rate on; the rows are updated in the backward pass
-        batch = batch.to(self._device)
+        batch = batch.to(self.device)
         pooled = self._pooling(self._tables(batch.lookups).to_dict(), batch.lookups)
         self._gradient.zero_()
         losses_R, gradients = self._through_dense(batch, pooled)
@@ -124,6 +137,16 @@ class Trainer:
         self._adam.step()
         self._step_replicated(table_learning_rate)
         return losses_R
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of this rank's rows as the model is, per response [R]."""
+        with torch.no_grad(), self._autocast:
+            batch = batch.to(self.device)
+            pooled = self._pooling(self._tables(batch.lookups).to_dict(), batch.lookups)
+            inputs = {name: self._dense_input(vectors) for name, vectors in pooled.items()}
+            dense_parts = batch.member_dense_BM, batch.candidate_dense_BC
+            logits_BR = self._dense(inputs, *map(self._dense_input, dense_parts))
+        return weighted_cross_entropy(logits_BR.float(), batch.labels_BR, batch.weights_BR)
 
     def _through_dense(self, batch: Batch, pooled: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Forward and backward, slice by slice: the loss [R], and the gradient of each pooled vector [B, dim]."""
@@ -139,6 +162,8 @@ class Trainer:
             with self._autocast:
                 logits_BR = self._dense(leaves, *map(self._dense_input, dense_parts))
             losses_R = weighted_cross_entropy(logits_BR.float(), batch.labels_BR[part], batch.weights_BR[part])
+            if self.device.type == "cpu" and not torch.isfinite(losses_R).all():
+                raise _loss_error(logits_BR, batch, part)
             losses_R = losses_R * (len(logits_BR) / num)
             losses_R.mean().backward()
             losses.append(losses_R.detach())
@@ -195,6 +220,16 @@ class Trainer:
                 parts = table.dim // weight.tensor.shape[1]
                 shards.append(Shard(table.name, row, column, parts, weight.tensor, moment.tensor))
         return shards
+
+
+def _loss_error(logits_BR: Tensor, batch: Batch, part: slice) -> LossError:
+    labels_BR, weights_BR = batch.labels_BR[part], batch.weights_BR[part]
+    for row in range(len(logits_BR)):
+        own = slice(row, row + 1)
+        losses_R = weighted_cross_entropy(logits_BR[own].float(), labels_BR[own], weights_BR[own])
+        if not torch.isfinite(losses_R).all():
+            return LossError(part.start + row, losses_R.tolist())
+    return LossError(part.start, [float("nan")])
 
 
 def _sharder() -> _Sharder:

@@ -55,7 +55,7 @@ def trainer_of(etl, capacities: dict[str, int] | None = None, **config: Any) -> 
 def checkpoint_of(etl, step: int) -> Checkpoint:
     capacities = capacity_rows(etl.spec, etl.path)
     tables = {t.name: (capacities[t.name], t.dim) for t in etl.spec.tables}
-    return Checkpoint(step=step, spec=etl.spec.digest, etl="", data="", model=MODEL, config={}, tables=tables)
+    return Checkpoint(step=step, feed=etl.spec, etl="", data="", model=MODEL, config={}, tables=tables)
 
 
 def tables_of(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -189,7 +189,7 @@ def test_a_damaged_or_foreign_checkpoint_is_named(etl, spec: FeedSpec, tmp_path:
     trainer = trainer_of(etl)
     path = save(tmp_path, checkpoint_of(etl, 1), trainer.shards, trainer.dense_state())
     other = FeedSpec.parse(json.loads(spec.dump()) | {"name": "other"})
-    with pytest.raises(TrainError, match=other.digest):
+    with pytest.raises(TrainError, match=r"another spec \(name: tiny there, other asked for\)"):
         load_model(path, other)
     table = path / "tables" / "post.npy"
     whole = table.read_bytes()
@@ -200,7 +200,7 @@ def test_a_damaged_or_foreign_checkpoint_is_named(etl, spec: FeedSpec, tmp_path:
     (path / "dense.safetensors").write_bytes(b"x" * 20)
     with pytest.raises(BadFileError, match=r"dense\.safetensors"):
         load_model(path, spec)
-    (path / "checkpoint.json").write_text('{"format": 2}')
+    (path / "checkpoint.json").write_text('{"format": 1}')
     with pytest.raises(BadFileError, match=r"checkpoint\.json.*format"):
         load_tables(path)
     with pytest.raises(BadFileError, match="not a checkpoint"):

@@ -34,6 +34,7 @@ from sparsefeed.errors import BadFileError, SpecError, TrainError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
+from sparsefeed.models.difference import difference
 
 __all__ = ["Checkpoint", "Shard", "discard_after", "identity", "latest", "load_model", "load_tables", "restore", "save"]
 
@@ -43,9 +44,9 @@ _KEPT = 2
 class Checkpoint(Frozen):
     """`checkpoint.json`: of what run and when."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     step: int  # global batches trained
-    spec: str  # digest
+    feed: FeedSpec
     etl: str  # fingerprint of the ETL run: its ids are the tables' rows
     data: str  # digest of the training files' names and rows
     model: ModelConfig
@@ -55,6 +56,14 @@ class Checkpoint(Frozen):
     column_parts: dict[str, int] = Field(
         default_factory=dict
     )  # of the optimiser's state, of tables whose columns were cut
+
+    def must_be_of(self, path: Path, spec: FeedSpec) -> None:
+        """TrainError where it was trained with another spec; says what differs."""
+        if self.feed.digest != spec.digest:
+            raise TrainError(
+                f"{path}: was trained with another spec ({difference(self.feed, spec)}); "
+                "go back to that one, or train anew"
+            )
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -202,10 +211,7 @@ def load_model(path: str | Path, spec: FeedSpec) -> tuple[DenseModel, dict[str, 
     """
     path = Path(path)
     checkpoint = Checkpoint.read(path)
-    if checkpoint.spec != spec.digest:
-        raise TrainError(
-            f"{path}: trained with spec {checkpoint.spec}, got {spec.digest}; use the spec.json it was trained with"
-        )
+    checkpoint.must_be_of(path, spec)
     model = DenseModel(spec, checkpoint.model)
     state = {name: tensor for name, tensor in _dense(path).items() if not name.startswith("adam.")}
     try:

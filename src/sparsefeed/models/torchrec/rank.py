@@ -99,7 +99,7 @@ def _run(job: Job, report: Report, must_stop: Callable[[], bool]) -> None:
     validation = replace(loader, parts=held_out) if held_out else None
     trainer = Trainer(job.spec, job.model, config, capacities, job.plan, device)
     checkpoint = Checkpoint(
-        step=0, spec=job.spec.digest, etl=etl_fingerprint(job.data), data=parts_digest(parts),
+        step=0, feed=job.spec, etl=etl_fingerprint(job.data), data=parts_digest(parts),
         model=job.model, config=config.model_dump(mode="json"),
         start=identity(job.start_from) if job.start_from else "",
         tables={table.name: (capacities[table.name], table.dim) for table in job.spec.tables},
@@ -129,10 +129,6 @@ def _begin(job: Job, trainer: Trainer, checkpoint: Checkpoint, loader: Loader) -
         trainer.start_at(_rates(job, loader))
         return 0
     found = Checkpoint.read(source)
-    if found.spec != job.spec.digest:
-        raise TrainError(f"{source}: trained with spec {found.spec}; this run's is {job.spec.digest}")
-    if found.model != job.model:
-        raise TrainError(f"{source}: its model is {found.model!r}; this run's is {job.model!r}")
     if last and found.data != checkpoint.data:
         raise TrainError(f"{last}: was trained on other files than {job.data} has now; train into another folder")
     trainer.load_dense_state(restore(source, trainer.shards))

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel
 
 from sparsefeed.allocators import KEEP_FREED
 from sparsefeed.errors import DataError, TrainError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.models.difference import difference
 from sparsefeed.models.plan import Plan, make_plan
 from sparsefeed.models.topology import Topology
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, identity, latest
@@ -145,7 +145,13 @@ def train(
         new_rows={},
     )
     if start_from:
-        check_trained_on(Path(start_from), Checkpoint.read(Path(start_from)).etl, Path(previous or data))
+        found = Checkpoint.read(Path(start_from))
+        found.must_be_of(Path(start_from), spec)
+        if found.model != model:
+            raise TrainError(
+                f"{start_from}: is of another model ({difference(found.model, model)}); train anew with it"
+            )
+        check_trained_on(Path(start_from), found.etl, Path(previous or data))
         if previous and previous_fingerprint(data) != etl_fingerprint(Path(previous)):
             raise DataError(f"{data}: is no day that was added to {previous}; run `sparsefeed etl --day` again")
     _check_out(job, resume)
@@ -215,29 +221,20 @@ def _check_out(job: Job, resume: bool) -> None:
         raise TrainError(f"{job.out}: already holds a training run; resume it (resume=True), or name another folder")
     found = Checkpoint.read(path)
     for what, got, wanted in (
-        ("spec", job.spec.digest, found.spec),
+        ("spec", job.spec, found.feed),
         ("model", job.model, found.model),
         ("start", identity(job.start_from) if job.start_from else "", found.start),
         ("configuration", _without_place(job.config.model_dump(mode="json")), _without_place(found.config)),
     ):
         if got != wanted:
             raise TrainError(
-                f"{job.out}: holds a run of another {what} ({_difference(wanted, got)}); "
+                f"{job.out}: holds a run of another {what} ({difference(wanted, got)}); "
                 "go back to it, remove the folder to train anew, or train into another"
             )
 
 
 def _without_place(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in TrainConfig.PLACE}
-
-
-def _difference(before: Any, now: Any) -> str:
-    if isinstance(before, BaseModel) and isinstance(now, BaseModel):
-        before, now = before.model_dump(), now.model_dump()
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        return ", ".join(f"{key}: {before.get(key)} there, {now.get(key)} asked for" for key in keys)
-    return f"{before} there, {now} asked for"
 
 
 def _launch(job: Job, progress: Progress) -> dict[str, Any]:

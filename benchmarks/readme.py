@@ -84,6 +84,7 @@ def _number(value: float | None) -> str:
 OF_PEER = "{value:.4f} against {peer_value:.4f} of {peer}"
 WEIGHTS = "{value:.3f} with IPS weights, {peer_value:.3f} without"
 TREES, UNWEIGHTED, OVER = "LightGBM without ids", "no weights", "predicted_over_actual"
+TRAINED, SAMPLES = "1M-row tables, batch 8192", "{value:,.0f} samples/s, {ratio:.1f} times plain {peer}"
 TIMES = "{value:,.0f} rows/s, {ratio:.2f} times {peer}"
 README_FIGURES = Lines((
     ("click: AUC", "quality", "click", "auc", TREES, OF_PEER),
@@ -98,7 +99,7 @@ README_FIGURES = Lines((
     ("20M rows: map and write", "etl", "20M rows", "transform and write", "NVTabular", TIMES),
     ("20M rows: map and write", "etl", "20M rows", "transform and write", "polars", TIMES),
     ("20M rows: peak memory", "etl", "20M rows", "peak memory", "NVTabular", "{value:.2f} GB, {ratio:.2f} of {peer}'s"),
-    ("training", "train", "2 processes, batch 8192", "samples per second", "", "{value:,.0f} samples/s"),
+    ("training, rows read", "train", TRAINED, "samples per second", "PyTorch", SAMPLES),
     ("ensemble, 100 candidates", "serve", "100 candidates, 1 in flight", "p50", "", "p50 {value:.1f} ms"),
     ("ensemble, 500 candidates", "serve", "500 candidates, 1 in flight", "p50", "", "p50 {value:.1f} ms"),
     ("the same, 4 in flight", "serve", "500 candidates, 4 in flight", "requests per second", "", "{value:,.0f}/s"),

@@ -9,7 +9,6 @@ target of benchmarks/targets.toml with its measured figure and exits with 1 wher
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from etl_suite import etl
 from ids import ids
 from results import Recorder, Row, append, check, read
+from train_suite import train
 
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.measure import measure_serving
@@ -27,18 +27,6 @@ from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare
 from sparsefeed.workflows.workspace import Workspace
 
 Suite = Callable[[Recipe, Workspace, Recorder], list[Row]]
-
-
-def train(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
-    """Both trainings of the demo: with weights and without."""
-    _need(recipe, workspace)
-    shutil.rmtree(workspace.training("ips").parent, ignore_errors=True)
-    with stage("train") as progress:
-        result = train_model(recipe, workspace, "ips", progress)
-    with stage("compare") as progress:
-        train_model(recipe, workspace, "none", progress)
-    case = f"{recipe.train.processes or 2} processes, batch {recipe.train.batch_size}"
-    return [record.row(case, "samples per second", result.samples_per_s, "samples/s")]
 
 
 def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Peers", "peers_python"]
+__all__ = ["Peers", "peers_python", "train_peers_python"]
 
 REQUIREMENTS, SCRIPT = Path(__file__).parent / "requirements.txt", Path(__file__).parent / "ids.py"
 NUM_THREADS = 2
@@ -44,10 +46,22 @@ class Peers:
 
 def peers_python(environment: Path) -> Path:
     """The interpreter of the peers' environment, made if it is not there or older than its requirements."""
+    return _python(environment, REQUIREMENTS)
+
+
+def train_peers_python(environment: Path) -> Path:
+    """Likewise of the trainers, over the project's own torch and Merlin, which they are the releases for."""
+    ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    return _python(environment, REQUIREMENTS.with_name("requirements-train.txt"), "--no-deps", beside=sorted(ours))
+
+
+def _python(environment: Path, requirements: Path, *options: str, beside: Sequence[str] = ()) -> Path:
     python, made_from = environment / "bin" / "python", environment / "requirements.txt"
-    if not made_from.exists() or made_from.read_bytes() != REQUIREMENTS.read_bytes():
+    if not made_from.exists() or made_from.read_bytes() != requirements.read_bytes():
         shutil.rmtree(environment, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS)], check=True)
-        shutil.copy(REQUIREMENTS, made_from)  # last: an environment that was interrupted is made again
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *options, "-r", str(requirements)], check=True)
+        (site,) = environment.glob("lib/python*/site-packages")
+        (site / "beside.pth").write_text("".join(f"{folder}\n" for folder in beside))
+        shutil.copy(requirements, made_from)  # last: an environment that was interrupted is made again
     return python

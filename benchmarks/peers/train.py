@@ -138,7 +138,9 @@ def merlin_models(folder: Path, model: dict[str, Any], batch_size: int) -> dict[
                 properties=domain,
             )
         )  # fmt: skip
-    target = ColumnSchema(f"y_{spec['responses'][0]['name']}", tags=[Tags.BINARY_CLASSIFICATION], dtype=np.float32)
+    target = ColumnSchema(
+        f"y_{spec['responses'][0]['name']}", tags=[Tags.BINARY_CLASSIFICATION, Tags.TARGET], dtype=np.float32
+    )
     schema, dim = Schema([*columns, target]), spec["tables"][0]["dim"]
     frame = table.select([column.name for column in schema]).to_pandas()
     loader = Loader(Dataset(frame, schema=schema), batch_size=batch_size, shuffle=False)

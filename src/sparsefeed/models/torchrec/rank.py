@@ -7,6 +7,7 @@ LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Reports are JSON lines, short enough th
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -70,6 +71,8 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         words = str(error) if isinstance(error, SparsefeedError) else traceback.format_exc()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            words = f"{error}; earlier checkpoints are whole; make room, and the same training goes on from the last"
         report({"error": words.encode()[-_REPORT_BYTES:].decode(errors="ignore")})
         return 1
     return 0

@@ -48,6 +48,7 @@ class TrainConfig(Frozen):
         "sharding",
         "read_threads",
         "batches_ahead",
+        "autotune_io",
         "log_every",
         "checkpoint_every_s",
     )
@@ -72,6 +73,7 @@ class TrainConfig(Frozen):
     read_threads: int = Field(default=1, ge=1)  # row groups that a rank reads at once
     # Batches made before they are asked for; None: 4 where a rank has a core to spare for it (three, or a GPU), else 0.
     batches_ahead: int | None = Field(default=None, ge=0)
+    autotune_io: bool = False  # try both on the first steps, and go on with the best
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps
     checkpoint_every_s: float = Field(default=300.0, gt=0)  # besides the one at the end

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from sparsefeed.errors import RequestError, ServeError, SparsefeedError
 from sparsefeed.workflows.console import console, quiet_libraries, stage
-from sparsefeed.workflows.show import show_latency, show_plan, show_quality, show_stages
+from sparsefeed.workflows.show import show_io, show_latency, show_plan, show_quality, show_stages
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["app", "main"]
@@ -176,12 +176,17 @@ def train(
     day: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Train this day of the ETL, from the day before.")
     ] = None,
+    autotune_io: Annotated[
+        bool, typer.Option("--autotune-io", help="Try how many threads read and batches wait, on the first steps.")
+    ] = False,
 ) -> None:
     """Train the ranker; an interrupted run goes on from its last checkpoint."""
     from sparsefeed.workflows.stages import train_day, train_model
 
     loaded, place = _load(recipe), Workspace(workspace)
     weighted: Any = weights.value if weights else None
+    if autotune_io:
+        loaded = loaded.model_copy(update={"train": loaded.train.model_copy(update={"autotune_io": True})})
     with stage("train") as progress:
         if day:
             result = train_day(loaded, place, day.date(), weighted, progress)
@@ -190,6 +195,7 @@ def train(
     loss = ", ".join(f"{name} {value:.4f}" for name, value in result.loss.items())
     speed = f"{result.samples_per_s:,.0f} a second" if result.samples_per_s else "trained before"
     console.print(f"{result.num_samples:,} samples, {speed}; loss: {loss}")
+    show_io(result.io)
 
 
 @app.command("eval")

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sparsefeed.workflows.console import console
 
-__all__ = ["show_latency", "show_plan", "show_quality", "show_stages"]
+__all__ = ["show_io", "show_latency", "show_plan", "show_quality", "show_stages"]
 
 
 def show_stages(stages: Any) -> None:
@@ -21,6 +21,17 @@ def show_stages(stages: Any) -> None:
         kept = "" if one.kept else "removed at the end"
         table.add_row(one.name, one.does, str(one.tasks), str(len(one.columns)), f"{one.rows:,}", *sizes, kept)
     console.print(table)
+
+
+def show_io(tried: list[dict[str, Any]]) -> None:
+    """A line for each setting of reading that was tried, and what to write into the recipe."""
+    for one in tried:
+        setting = f"read_threads {one['read_threads']}, batches_ahead {one['batches_ahead']}"
+        console.print(f"{setting}: {1000 * one['step_s']:.1f} ms a step")
+    for one in tried:
+        if one["taken"]:
+            words = f"read_threads: {one['read_threads']}, batches_ahead: {one['batches_ahead']}"
+            console.print(f"the fewest threads that are as good as any; keep them in the recipe: train: {{{words}}}")
 
 
 def show_plan(plan: Any) -> None:

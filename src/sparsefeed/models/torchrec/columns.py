@@ -26,6 +26,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from sparsefeed.errors import BadFileError, DataError, TrainError, did_you_mean
+from sparsefeed.etl.kernels.ragged import gather_lists, list_lengths
 from sparsefeed.etl.spec import FeedSpec, IdFeature
 
 __all__ = [
@@ -193,7 +194,7 @@ def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: di
             file and column.
     """
     try:
-        with pq.ParquetFile(part.path) as file:
+        with pq.ParquetFile(part.path, memory_map=True) as file:
             table = file.read_row_group(part.row_group, columns=list(columns), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise BadFileError(part.path, f"row group {part.row_group}: {error}; run `sparsefeed etl` again") from error
@@ -260,7 +261,7 @@ class Rows:
             matrix([f"w_{response.name}" for response in spec.responses]) if weighted else np.ones_like(labels_NR),
             matrix([feature.name for feature in spec.of_kind("dense", side="member")]),
             matrix([feature.name for feature in spec.of_kind("dense", side="candidate")]),
-            {feature.name: jagged(_one_chunk(table, feature.name)) for feature in spec.lookups},
+            {feature.name: _joined(table.column(feature.name)) for feature in spec.lookups},
         )
 
     def batch(self, order: Sequence[str], start: int, stop: int) -> Batch:
@@ -279,6 +280,24 @@ class Rows:
                 keys=list(order),
                 values=torch.from_numpy(np.concatenate(values)),
                 lengths=torch.from_numpy(np.concatenate(lengths)),
+            ),
+        )
+
+    def take(self, order: Sequence[str], rows: npt.NDArray[np.int64]) -> Batch:
+        """Some rows in any order as tensors; `order` is `lookup_order(spec)`."""
+        lengths = np.empty((len(order), len(rows)), np.int64)
+        totals = [list_lengths(self.lookups[name][1], rows, own) for name, own in zip(order, lengths, strict=True)]
+        values, start = np.empty(sum(totals), np.int64), 0
+        for name, total in zip(order, totals, strict=True):
+            gather_lists(*self.lookups[name], rows, values[start : start + total])
+            start += total
+        return Batch(
+            torch.from_numpy(self.labels_NR.take(rows, axis=0)),
+            torch.from_numpy(self.weights_NR.take(rows, axis=0)),
+            torch.from_numpy(self.member_dense_NM.take(rows, axis=0)),
+            torch.from_numpy(self.candidate_dense_NC.take(rows, axis=0)),
+            KeyedJaggedTensor(
+                keys=list(order), values=torch.from_numpy(values), lengths=torch.from_numpy(lengths.reshape(-1))
             ),
         )
 
@@ -301,6 +320,16 @@ def _check_schema(spec: FeedSpec, path: Path, schema: pa.Schema, columns: Sequen
 
 def _one_chunk(table: pa.Table, name: str) -> Any:
     return table.column(name).combine_chunks()
+
+
+def _joined(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`jagged` of all chunks, in numpy's memory, whose pages are large: rows are gathered from all over it."""
+    parts = [jagged(chunk) for chunk in column.chunks]
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(values) for values, _ in parts)])
+    offsets = [offsets[:-1] + start for (_, offsets), start in zip(parts, starts, strict=False)]
+    return np.concatenate([values for values, _ in parts]), np.concatenate([*offsets, starts[-1:]])
 
 
 def jagged(column: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,10 +69,10 @@ class Loader:
         """Batches of this rank, the same on every rank."""
         return -(-self.rows_per_epoch // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """Batches of one epoch from batch number `start` on, the same as if it had begun at 0.
 
-        Rows before `start` are read, not decoded.
+        Of the rows before, those of its shuffle buffer alone are read.
 
         Raises:
             DataError: A null or an id outside its table; names the file.
@@ -101,24 +101,25 @@ class Loader:
     def _shuffle(self, epoch: int, buffer: int, rows: int) -> NDArray[np.int64]:
         return np.random.default_rng((self.seed, epoch, self.rank, buffer)).permutation(rows)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         order = lookup_order(self.spec)
-        number = 0
-        for index, (table, last) in enumerate(self._buffers(epoch)):
+        first = start // (self._buffer_rows // self.batch_size)
+        number = first * (self._buffer_rows // self.batch_size)
+        for index, (table, last) in enumerate(self._buffers(epoch, first), first):
             num_batches = -(-table.num_rows // self.batch_size) if last else table.num_rows // self.batch_size
             if number + num_batches > start:
-                shuffle = pa.array(self._shuffle(epoch, index, table.num_rows))
-                rows = Rows.from_arrow(self.spec, table.take(shuffle))
+                shuffle = self._shuffle(epoch, index, table.num_rows)
+                rows = Rows.from_arrow(self.spec, table)
                 for i in range(max(0, start - number), num_batches):
                     first = i * self.batch_size
-                    yield rows.batch(order, first, min(first + self.batch_size, len(rows)))
+                    yield rows.take(order, shuffle[first : first + self.batch_size])
             number += num_batches
 
-    def _buffers(self, epoch: int) -> Iterator[tuple[pa.Table, bool]]:
-        """Buffers of a whole number of batches, the last excepted, and whether it is the last."""
+    def _buffers(self, epoch: int, first: int) -> Iterator[tuple[pa.Table, bool]]:
+        """Buffers of a whole number of batches, the last excepted, from the `first` on, and whether it is the last."""
         size = self._buffer_rows
-        left, held, num_held = self.rows_per_epoch, [], 0
-        for table in self._slices(epoch):
+        left, held, num_held = self.rows_per_epoch - first * size, [], 0
+        for table in self._slices(epoch, first * size):
             held.append(table)
             num_held += table.num_rows
             while num_held >= size and left > size:
@@ -128,25 +129,25 @@ class Loader:
         if held:
             yield pa.concat_tables(held), True
 
-    def _slices(self, epoch: int) -> Iterator[pa.Table]:
-        """Read this rank's share of the epoch's row groups, the first and last cut where the share begins and ends."""
+    def _slices(self, epoch: int, skip: int) -> Iterator[pa.Table]:
+        """Read this rank's share of the epoch's row groups but its first `skip` rows."""
         reading: deque[Future[pa.Table]] = deque()
         with ThreadPoolExecutor(self.read_threads) as pool:
-            for piece in self._share(epoch):
+            for piece in self._share(epoch, skip):
                 reading.append(pool.submit(self._read, *piece))
                 if len(reading) > self.read_threads:
                     yield reading.popleft().result()
             while reading:
                 yield reading.popleft().result()
 
-    def _share(self, epoch: int) -> list[tuple[Part, int, int]]:
-        """Row groups of this rank in an epoch's order, with the first row and the rows to take."""
+    def _share(self, epoch: int, skip: int = 0) -> list[tuple[Part, int, int]]:
+        """Row groups of this rank in an epoch's order, with the first row and the rows to take, but `skip` rows."""
         begin = self.rank * self.rows_per_epoch
         end = begin + self.rows_per_epoch
         share, position = [], 0
         for number in np.random.default_rng((self.seed, epoch)).permutation(len(self.parts)):
             part = self.parts[number]
-            low, high = max(begin - position, 0), min(end - position, part.num_rows)
+            low, high = max(begin + skip - position, 0), min(end - position, part.num_rows)
             if low < high:
                 share.append((part, low, high - low))
             position += part.num_rows
@@ -156,7 +157,7 @@ class Loader:
         return read_part(self.spec, part, self.columns, self.capacities).slice(first, rows)
 
 
-def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def _ahead(batches: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
     """The same batches, made by a thread up to `depth` before they are asked for; its error is raised here."""
     made: Queue[Batch | BaseException | None] = Queue(depth)
     stopped = threading.Event()

@@ -10,6 +10,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from sparsefeed.errors import TrainError
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, discard_after, save
 from sparsefeed.models.torchrec.columns import Batch
+from sparsefeed.models.torchrec.io_tuning import Tuner
 from sparsefeed.models.torchrec.loader import Loader
 from sparsefeed.models.torchrec.train import Job
 from sparsefeed.models.torchrec.trainer import LossError, Trainer
@@ -40,6 +44,7 @@ class Loop:
         step: Steps trained.
         report: Told of rank 0's progress and result.
         must_stop: Whether this rank was asked to stop.
+        tuner: Tries settings of the loader on the first steps; of none it leaves it as it is.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Loop:
         step: int,
         report: Report,
         must_stop: Callable[[], bool],
+        tuner: Tuner,
     ) -> None:
         self._job, self._loader, self._validation, self._trainer = job, loader, validation, trainer
         self._checkpoint, self._report, self._must_stop = checkpoint, report, must_stop
@@ -59,6 +65,7 @@ class Loop:
         self._steps = loader.batches_per_epoch * job.config.epochs
         self._losses: list[Tensor] = []  # per step since the last log, [R] each
         self._loss: dict[str, float] = {}
+        self._tuner = tuner
         self._best, self._best_step, self._worse = math.inf, step, 0
         self._rows, self._training_s = 0, 0.0
         self._saved_at = time.monotonic()
@@ -105,9 +112,15 @@ class Loop:
         """Epoch, number in it, and batch."""
         first, start = divmod(self._step, self._loader.batches_per_epoch)
         for epoch in range(first, self._job.config.epochs):
-            begin = start if epoch == first else 0
-            for number, batch in enumerate(self._loader.epoch(epoch, begin), begin):
-                yield epoch, number, batch
+            number = start if epoch == first else 0
+            while number < self._loader.batches_per_epoch:
+                setting = self._tuner.setting()
+                loader = setting.of(self._loader) if setting else self._loader
+                with closing(loader.epoch(epoch, number)) as batches:
+                    for batch in islice(batches, self._tuner.stretch):
+                        yield epoch, number, batch
+                        self._tuner.stepped()
+                        number += 1
 
     def _log(self) -> tuple[bool, bool]:
         """Write the mean loss of all ranks; whether a checkpoint is due, and whether to stop."""
@@ -172,7 +185,9 @@ class Loop:
                 discard_after(self._job.out, self._best_step)
             dist.barrier()
             self._step = self._best_step
-        result = {"step": self._step, "num_samples": self._samples(), "loss": self._loss}
+        best = self._tuner.best
+        tried = [{**asdict(one), "step_s": s, "taken": one == best} for one, s in self._tuner.seconds.items()]
+        result = {"io": tried, "step": self._step, "num_samples": self._samples(), "loss": self._loss}
         self._report({"result": result | {"samples_per_s": self._samples_per_s()}})
 
     def _save(self) -> None:

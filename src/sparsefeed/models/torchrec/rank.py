@@ -35,6 +35,7 @@ from sparsefeed.models.torchrec.columns import (
     parts_digest,
     read_part,
 )
+from sparsefeed.models.torchrec.io_tuning import Tuner, settings_to_try
 from sparsefeed.models.torchrec.loader import Loader
 from sparsefeed.models.torchrec.loop import Loop, Report
 from sparsefeed.models.torchrec.train import Job
@@ -100,7 +101,9 @@ def _run(job: Job, report: Report, must_stop: Callable[[], bool]) -> None:
         batches_ahead=_ahead(config, cuda),
     )  # fmt: skip
     validation = replace(loader, parts=held_out) if held_out else None
-    trainer = Trainer(job.spec, job.model, config, capacities, job.plan, device)
+    source = latest(job.out) or job.start_from
+    restored = {name: rows for name, (rows, _) in Checkpoint.read(source).tables.items()} if source else {}
+    trainer = Trainer(job.spec, job.model, config, capacities, job.plan, device, restored)
     checkpoint = Checkpoint(
         step=0, feed=job.spec, etl=etl_fingerprint(job.data), data=parts_digest(parts),
         model=job.model, config=config.model_dump(mode="json"),
@@ -110,7 +113,8 @@ def _run(job: Job, report: Report, must_stop: Callable[[], bool]) -> None:
     )  # fmt: skip
     step = _begin(job, trainer, checkpoint, loader)
     told = report if dist.get_rank() == 0 else _nobody
-    Loop(job, loader, validation, trainer, checkpoint, step, told, must_stop).train()
+    tuner = Tuner(settings_to_try(torch.get_num_threads()) if config.autotune_io else [], device)
+    Loop(job, loader, validation, trainer, checkpoint, step, told, must_stop, tuner).train()
     dist.destroy_process_group()
 
 

@@ -82,6 +82,7 @@ class TrainResult:
     num_samples: int  # rows trained, epochs counted
     loss: dict[str, float]  # per response, mean over the last logged steps
     samples_per_s: float  # over this call, without start-up and checkpoints; 0 where nothing was left to do
+    io: list[dict[str, Any]]  # settings of the loader that were tried: read_threads, batches_ahead, step_s, taken
 
 
 def train(

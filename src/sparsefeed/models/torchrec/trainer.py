@@ -78,7 +78,9 @@ class Trainer:
         capacities: Mapping[str, int],
         plan: Plan,
         device: torch.device,
+        restored: Mapping[str, int] | None = None,
     ) -> None:
+        """Make it; rows of `restored`, by table, will be read from a checkpoint and begin with nothing."""
         torch.manual_seed(config.seed)
         self.device, self._slices = device, config.micro_batches
         self._half = config.dense_precision == "bf16"
@@ -104,11 +106,12 @@ class Trainer:
         order = [table.name for table in spec.tables]
         for shard in self.shards:
             rows, dim = shard.values.shape
+            known = min(max(restored.get(shard.table, 0) - shard.row, 0), rows) if restored else 0
+            number = order.index(shard.table)
             first = first_values(
-                config.seed, order.index(shard.table), shard.row, shard.row + rows,
-                spec.tables[order.index(shard.table)].dim, model.table_init,
-            )  # fmt: skip
-            shard.values.copy_(torch.from_numpy(first[:, shard.column : shard.column + dim]))
+                config.seed, number, shard.row + known, shard.row + rows, spec.tables[number].dim, model.table_init
+            )
+            shard.values[known:].copy_(torch.from_numpy(first[:, shard.column : shard.column + dim]))
 
     def start_at(self, rates: list[float]) -> None:
         """Begin at these response rates; see `DenseModel.start_at`."""

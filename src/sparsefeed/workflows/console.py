@@ -60,14 +60,19 @@ def stage(name: str) -> Iterator[Progress]:
 
             yield move
     else:
-        word, told = "", started
+        word, told, begun, first = "", started, started, 0
 
         def line(done: int, total: int, what: str) -> None:
-            nonlocal word, told
+            nonlocal word, told, begun, first
             now = time.perf_counter()
-            if what.split(" ", maxsplit=1)[0] != word or now - told > _LINE_EVERY_S:
-                word, told = what.split(" ", maxsplit=1)[0], now
-                console.print(f"{name:9} {now - started:6.1f} s  {what} ({done:,} of {total:,})", soft_wrap=True)
+            if what.split(" ", maxsplit=1)[0] != word:
+                word, told, begun, first = what.split(" ", maxsplit=1)[0], 0.0, now, done
+            if now - told > _LINE_EVERY_S:
+                told = now
+                rest = (now - begun) * (total - done) / (done - first) if done > first else 0.0
+                left = f", {rest:,.0f} s left" if rest >= 1 else ""
+                words = f"{name:9} {now - started:6.1f} s  {what} ({done:,} of {total:,}{left})"
+                console.print(words, soft_wrap=True)
 
         yield line
     console.print(f"[green]done[/green] {name:9} {time.perf_counter() - started:6.1f} s")

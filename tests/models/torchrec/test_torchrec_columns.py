@@ -138,3 +138,22 @@ def test_an_unfinished_or_foreign_folder_is_refused(spec: FeedSpec, folder: Path
     (folder / "etl.json").unlink()
     with pytest.raises(DataError, match="unfinished"):
         capacity_rows(spec, folder)
+
+
+def test_rows_in_any_order_are_the_rows_one_by_one(spec: FeedSpec, etl) -> None:
+    """Over several chunks, as a shuffle buffer has them."""
+    columns, capacities = Rows.columns(spec), capacity_rows(spec, etl.path)
+    parts = open_split(spec, etl.path, "train", columns)[:3]
+    rows = Rows.from_arrow(spec, pa.concat_tables([read_part(spec, part, columns, capacities) for part in parts]))
+    order, chosen = lookup_order(spec), np.array([450, 3, 3, 199, 200, 0])
+    taken = rows.take(order, chosen)
+    for number, row in enumerate(chosen):
+        one = rows.batch(order, row, row + 1)
+        np.testing.assert_array_equal(taken.labels_BR[number], one.labels_BR[0])
+        np.testing.assert_array_equal(taken.weights_BR[number], one.weights_BR[0])
+        np.testing.assert_array_equal(taken.member_dense_BM[number], one.member_dense_BM[0])
+        np.testing.assert_array_equal(taken.candidate_dense_BC[number], one.candidate_dense_BC[0])
+        for name, jagged in taken.lookups.to_dict().items():
+            offsets = jagged.offsets()
+            got = jagged.values()[offsets[number] : offsets[number + 1]]
+            np.testing.assert_array_equal(got, one.lookups.to_dict()[name].values())

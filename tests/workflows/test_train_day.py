@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import date, timedelta
 from pathlib import Path
@@ -138,12 +139,13 @@ def test_a_new_id_starts_from_the_tail_row_it_read_before(workspace: Workspace) 
 
 def test_a_new_post_starts_from_its_creators_and_hashtags_rows(workspace: Workspace) -> None:
     tables = load_tables(checkpoint_of(workspace, None))
+    known = num_rows(RECIPE.feed, workspace.etl)
     first, found = new_rows(workspace, "post", ColdStart(start="features", features=("creator_id", "hashtags")))
     rows = logs.training_rows(workspace.etl_days / str(DAYS[0]) / "train")
     for number, values in enumerate(found):
         own = rows[rows["post_id"] == first + number]
-        beside = [tables["creator"][row] for row in own["creator_id"]]
-        beside += [tables["hashtag"][row] for tags in own["hashtags"] for row in tags]
+        beside = [tables["creator"][row] for row in own["creator_id"] if row < known["creator"]]
+        beside += [tables["hashtag"][row] for tags in own["hashtags"] for row in tags if row < known["hashtag"]]
         np.testing.assert_allclose(values, np.mean(beside, axis=0), rtol=1e-4, atol=1e-7)
 
 
@@ -177,6 +179,21 @@ def test_rows_of_new_ids_are_trained_from_what_the_recipe_says(workspace: Worksp
         assert not (tmp_path / sharding / "new-rows").exists()
 
 
+def test_ids_that_are_new_themselves_say_nothing_of_others(workspace: Workspace, tmp_path: Path) -> None:
+    """Also where they lie beyond the checkpoint's table."""
+    previous, day = (
+        Path(shutil.copytree(path, tmp_path / path.name)) for path in (workspace.etl, workspace.etl_days / str(DAYS[0]))
+    )
+    path = previous / "etl.json"
+    summary = json.loads(path.read_text())
+    summary["num_rows"]["creator"] = 2  # as if no creator had been known, but for the tail
+    path.write_text(json.dumps(summary))
+    start = {"post": ColdStart(start="features", features=("creator_id",))}
+    checkpoint = checkpoint_of(workspace, None)
+    _, found = first_rows(RECIPE.feed, start, day, previous, checkpoint)["post"]
+    np.testing.assert_array_equal(found, new_rows(workspace, "post", ColdStart())[1])
+
+
 @pytest.mark.parametrize(
     ("table", "start", "message"),
     [
@@ -205,12 +222,23 @@ def test_days_are_trained_in_order_and_anew_where_what_they_began_from_is_anothe
     with pytest.raises(DataError, match=r"day 2026-11-09 was not added; there: 2026-11-04, 2026-11-05"):
         train_day(RECIPE, workspace, date(2026, 11, 9))
     away = workspace.training_day("ips", DAYS[0]).rename(workspace.root / "away")
-    with pytest.raises(TrainError, match=r"no checkpoint to go on from; run `sparsefeed train --day 2026-11-04` first"):
+    with pytest.raises(
+        TrainError, match=r"no finished model to go on from; run `sparsefeed train --day 2026-11-04` first"
+    ):
         train_day(RECIPE, workspace, DAYS[1])
     away.rename(workspace.training_day("ips", DAYS[0]))
-    shutil.rmtree(workspace.training("ips"))
-    with pytest.raises(TrainError, match=r"no checkpoint to go on from; run `sparsefeed train` first"):
+    done = workspace.training("ips") / "result.json"
+    said = done.read_text()
+    done.write_text("")  # as a full disk leaves it
+    with pytest.raises(TrainError, match=r"no finished model to go on from; run `sparsefeed train` first"):
         train_day(RECIPE, workspace, DAYS[0])
+    assert train_model(RECIPE, workspace).step > 0
+    assert done.read_text() != said or json.loads(said)["step"] == json.loads(done.read_text())["step"]
+    shutil.rmtree(workspace.training("ips"))
     train_model(RECIPE.model_copy(update={"train": RECIPE.train.model_copy(update={"seed": 5})}), workspace)
+    with pytest.raises(
+        TrainError, match=r"began from a model that is no more; run `sparsefeed train --day 2026-11-04` again"
+    ):
+        train_day(RECIPE, workspace, DAYS[1])
     assert train_day(RECIPE, workspace, DAYS[0]).samples_per_s > 0
     assert train_day(RECIPE, workspace, DAYS[1]).samples_per_s > 0

@@ -27,7 +27,8 @@ def _differences(where: str, before: Any, now: Any) -> Iterator[str]:
         for key in dict.fromkeys([*before, *now]):
             yield from _differences(f"{where}.{key}".lstrip("."), before.get(key), now.get(key))
     else:
-        yield f"{where}: {before} there, {now} asked for".lstrip(": ")
+        there, asked = ("nothing" if value in ("", None) else value for value in (before, now))
+        yield f"{where}: {there} there, {asked} asked for".removeprefix(": ")
 
 
 def _plain(value: Any) -> Any:

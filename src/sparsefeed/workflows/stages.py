@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -124,7 +124,7 @@ def train_day(
     from sparsefeed.etl.days import AddedDays
     from sparsefeed.models.changes import id_changes, row_changes
     from sparsefeed.models.delta import write_changes
-    from sparsefeed.models.torchrec.checkpoint import identity, latest, load_tables
+    from sparsefeed.models.torchrec.checkpoint import finished, identity, load_tables
     from sparsefeed.models.torchrec.columns import num_rows
     from sparsefeed.models.torchrec.train import train
 
@@ -141,10 +141,9 @@ def train_day(
     before = workspace.training(config.weights)
     if number > 1:
         before = workspace.training_day(config.weights, results[number - 1].last_day)
-    start_from = latest(before)
-    if start_from is None:
-        option = f" --day {results[number - 1].last_day}" if number > 1 else ""
-        raise TrainError(f"{before}: no checkpoint to go on from; run `sparsefeed train{option}` first")
+    _must_be_in_a_row(workspace, config.weights, [result.last_day for result in results[1:number]])
+    start_from = finished(before)
+    assert start_from is not None
     out = workspace.training_day(config.weights, day)
     with _alone(out, results[number].summary["fingerprint"], identity(start_from)):
         result = train(
@@ -156,20 +155,36 @@ def train_day(
         return result
 
 
+def _must_be_in_a_row(workspace: Workspace, weights: Weights, days: Sequence[date]) -> None:
+    """TrainError where the base, or a day after it, is not trained to its end, or from another model than there is."""
+    from sparsefeed.models.torchrec.checkpoint import Checkpoint, finished, identity
+
+    start = ""
+    for day in (None, *days):
+        folder = workspace.training_day(weights, day) if day else workspace.training(weights)
+        option, checkpoint = f" --day {day}" if day else "", finished(folder)
+        if checkpoint is None:
+            raise TrainError(f"{folder}: no finished model to go on from; run `sparsefeed train{option}` first")
+        if Checkpoint.read(checkpoint).start != start:
+            raise TrainError(f"{folder}: began from a model that is no more; run `sparsefeed train{option}` again")
+        start = identity(checkpoint)
+
+
 @contextmanager
 def _alone(out: Path, etl: str, start: str) -> Iterator[None]:
     """Be the only one who trains into a folder; what was trained there on other ids or from another start goes."""
     from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
 
-    checkpoint = latest(out)
-    if checkpoint is not None:
-        found = Checkpoint.read(checkpoint)
-        if (found.etl, found.start) != (etl, start):
-            shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out, wait=False) as alone:
         if not alone:
             raise TrainError(f"{out}: another training is writing it now; wait for it, or name another workspace")
+        checkpoint = latest(out)
+        if checkpoint is not None:
+            found = Checkpoint.read(checkpoint)
+            if (found.etl, found.start) != (etl, start):
+                for path in out.iterdir():  # not the folder: its lock is what others wait for
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
 
 

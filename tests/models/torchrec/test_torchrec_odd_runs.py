@@ -73,7 +73,7 @@ def test_differences_are_told_by_name_and_not_without_end() -> None:
     assert difference({"a": 1, "b": 2}, {"a": 1, "b": 3}) == "b: 2 there, 3 asked for"
     assert difference([{"name": "x", "n": 1}], [{"name": "x", "n": 2}]) == "x.n: 1 there, 2 asked for"
     assert difference(1, 2) == "1 there, 2 asked for"
-    assert difference({str(i): i for i in range(9)}, {}).endswith("3: 3 there, None asked for, and 5 more")
+    assert difference({str(i): i for i in range(9)}, {}).endswith("3: 3 there, nothing asked for, and 5 more")
 
 
 @pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "data_parallel"])

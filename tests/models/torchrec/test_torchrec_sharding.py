@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -167,3 +168,33 @@ def test_a_run_goes_on_with_another_number_of_ranks(etl: Written, tmp_path: Path
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, result.step + 1))
     assert lines[-1]["loss"]["click"] < lines[0]["loss"]["click"]
+
+
+def test_a_table_that_doubled_is_taken_up_by_ranks_that_hold_new_rows_alone(etl: Written, tmp_path: Path) -> None:
+    rows = {"member": "row_wise", "post": "row_wise", "hashtag": "row_wise"}
+    config = WHOLE.model_copy(update={"processes": 2, "sharding": rows})
+    first = train(etl.spec, MODEL, config, etl.path, tmp_path / "first")
+    grown = Path(shutil.copytree(etl.path, tmp_path / "etl"))
+    said = json.loads((grown / "etl.json").read_text())
+    said["capacity_rows"] = {name: 2 * number for name, number in said["capacity_rows"].items()}
+    (grown / "etl.json").write_text(json.dumps(said))
+    still = config.model_copy(update=STILL)
+    second = train(etl.spec, MODEL, still, grown, tmp_path / "second", start_from=first.checkpoint)
+    before, after = load_tables(first.checkpoint), load_tables(second.checkpoint)
+    for name, values in before.items():
+        assert len(after[name]) == 2 * len(values)
+        np.testing.assert_array_equal(after[name][: len(values)], values)
+
+
+def test_a_run_that_is_beyond_the_end_on_other_ranks_ends(etl: Written, tmp_path: Path) -> None:
+    """1024 rows: two batches of 512 on one rank, one a rank of 342 on three, of which a row is left out."""
+    config = WHOLE.model_copy(update={"batch_size": 1023, "epochs": 3, "checkpoint_every_s": 1e-9})
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done >= 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(etl.spec, MODEL, config, etl.path, tmp_path, interrupt)
+    resumed = train(etl.spec, MODEL, config.model_copy(update={"processes": 3}), etl.path, tmp_path, resume=True)
+    assert resumed.step >= 3

@@ -224,6 +224,29 @@ def test_validation_keeps_the_best_checkpoint_and_stops(etl, tmp_path: Path) -> 
         np.testing.assert_array_equal(values, expected[name])
 
 
+def test_sigterm_to_the_launcher_saves_too(etl, tmp_path: Path) -> None:
+    config = MANY.model_copy(update={"checkpoint_every_s": 3600.0, "epochs": 400})
+
+    def end(done: int, total: int, what: str) -> None:
+        if done == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(etl.spec, MODEL, config, etl.path, tmp_path, end)
+    assert latest(tmp_path) is not None
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_of_another_etl_is_not_gone_on_with(etl, tmp_path: Path) -> None:
+    """Files of the same names and rows, other ids."""
+    train(etl.spec, MODEL, WHOLE, etl.path, tmp_path / "run")
+    data = Path(shutil.copytree(etl.path, tmp_path / "etl"))
+    (data / "etl.json").write_text(json.dumps(json.loads((data / "etl.json").read_text()) | {"fingerprint": "f00"}))
+    with pytest.raises(TrainError, match=r"holds a run of another ETL run \(nothing there, f00 asked for\)"):
+        train(etl.spec, MODEL, WHOLE, data, tmp_path / "run", resume=True)
+
+
 def test_validation_needs_rows_to_train_on(etl, tmp_path: Path) -> None:
     config = MANY.model_copy(update={"validation": Validation(rows=1024)})
     with pytest.raises(TrainError, match=r"validation.rows: got 1024; of 1024 rows in 6 row groups none is left"):

@@ -36,7 +36,19 @@ from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.difference import difference
 
-__all__ = ["Checkpoint", "Shard", "discard_after", "identity", "latest", "load_model", "load_tables", "restore", "save"]
+__all__ = [
+    "Checkpoint",
+    "Shard",
+    "clear_partial",
+    "discard_after",
+    "finished",
+    "identity",
+    "latest",
+    "load_model",
+    "load_tables",
+    "restore",
+    "save",
+]
 
 _KEPT = 2
 
@@ -93,6 +105,16 @@ def latest(out: Path) -> Path | None:
     return max(found, key=_step_of, default=None)
 
 
+def finished(out: Path) -> Path | None:
+    """Find the last checkpoint of a training that came to its end, or None."""
+    checkpoint = latest(out)
+    try:
+        result = json.loads((out / "result.json").read_text("utf-8"))
+        return checkpoint if checkpoint and result["checkpoint"] == checkpoint.name else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def identity(path: Path) -> str:
     """What tells a checkpoint from any other: a digest of its dense part."""
     try:
@@ -146,7 +168,7 @@ def save(
         partial.rename(final)
         for old in sorted((out / "checkpoints").glob("step-*"), key=_step_of)[:-_KEPT]:
             if _step_of(old) != kept:
-                shutil.rmtree(old)
+                _discard(old)
     dist.barrier()
     return final
 
@@ -155,7 +177,21 @@ def discard_after(out: Path, step: int) -> None:
     """Remove the checkpoints of later steps."""
     for path in (out / "checkpoints").glob("step-*"):
         if _step_of(path) > step:
-            shutil.rmtree(path)
+            _discard(path)
+
+
+def clear_partial(out: Path) -> None:
+    """Remove what a run that died in the middle of a checkpoint left."""
+    for path in (out / "checkpoints").glob(".step-*.partial"):
+        shutil.rmtree(path)
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint, which is none from the first moment on."""
+    away = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(away, ignore_errors=True)
+    path.rename(away)
+    shutil.rmtree(away)
 
 
 def restore(path: Path, shards: list[Shard]) -> dict[str, Tensor]:
@@ -180,7 +216,9 @@ def restore(path: Path, shards: list[Shard]) -> dict[str, Tensor]:
         num, width = shard.values.shape
         rows = _open(path / "tables" / f"{shard.table}.npy")[shard.row : shard.row + num]
         shard.values[: len(rows)].copy_(torch.from_numpy(rows[:, shard.column : shard.column + width]))
-        squares = _open(path / "optimizer" / f"{shard.table}.npy")[shard.row : shard.row + num].reshape(len(rows), -1)
+        if not len(rows):
+            continue  # beyond what the checkpoint has
+        squares = _open(path / "optimizer" / f"{shard.table}.npy")[shard.row : shard.row + num]
         part, cut = shard.column // width, squares.shape[1]
         first, after = part * cut // shard.parts, (part + 1) * cut // shard.parts
         own = squares[:, first : max(first + 1, after)]

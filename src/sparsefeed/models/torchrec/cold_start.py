@@ -78,7 +78,7 @@ def first_rows(
             continue
         values = _of_tail(day, previous, name, first, last, tables[name])
         if start.start != "tail":
-            near = _Neighbours(spec, day, name, first, last, start.features)
+            near = _Neighbours(spec, day, name, before, last, start.features)
             means, known = near.of_features(tables) if start.start == "features" else near.of_similar(tables[name])
             values[known] = means[known]
         found[name] = first, values
@@ -94,17 +94,21 @@ def _of_tail(day: Path, previous: Path, table: str, first: int, last: int, value
 class _Neighbours:
     """The ids that stand beside a table's ids in a day's impressions."""
 
-    def __init__(self, spec: FeedSpec, day: Path, table: str, first: int, last: int, features: tuple[str, ...]) -> None:
+    def __init__(
+        self, spec: FeedSpec, day: Path, table: str, before: Mapping[str, int], last: int, features: tuple[str, ...]
+    ) -> None:
         self._spec, self._day, self._table = spec, day, table
-        self._first, self._last, self._features = first, last, features
+        self._first, self._last, self._features = before[table], last, features
+        self._before = before
         self._table_of = {feature.name: spec.table_of(feature).name for feature in spec.lookups}
 
     def of_features(self, tables: Mapping[str, Rows]) -> tuple[Rows, NDArray[np.bool_]]:
-        """Mean over all ids of these features beside each new id, and which new ids have one."""
+        """Mean over the ids of these features, not new themselves, beside each new id, and which new ids have one."""
         sums = _Sums(self._last - self._first, tables[self._table].shape[1])
         for feature, keys, ids in self._pairs():
-            new = keys >= self._first
-            sums.add(keys[new] - self._first, tables[self._table_of[feature]][ids[new]])
+            other = self._table_of[feature]
+            pairs = (keys >= self._first) & (ids < self._before[other])
+            sums.add(keys[pairs] - self._first, tables[other][ids[pairs]])
         return sums.means()
 
     def of_similar(self, values: Rows) -> tuple[Rows, NDArray[np.bool_]]:

@@ -79,8 +79,8 @@ class Loop:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self._job.out / "tensorboard"), purge_step=self._step + 1)
-        begun, ended = time.monotonic(), self._step == self._steps
-        for epoch, number, batch in self._batches():
+        begun, ended = time.monotonic(), self._step >= self._steps or self._is_good_enough()
+        for epoch, number, batch in () if ended else self._batches():
             share = min(1.0, (self._step + 1) / max(1.0, config.warmup * self._steps))
             rates = config.dense_learning_rate * share, config.table_learning_rate * share
             try:
@@ -167,6 +167,8 @@ class Loop:
         losses = losses.to(self._trainer.device)
         dist.all_reduce(losses)
         found = losses[:-1] / losses[-1]
+        if not torch.isfinite(found).all():
+            raise TrainError(f"step {self._step}: the loss of the held-out rows is {found.tolist()}; {self._advice()}")
         self._note({"validation": self._named(found)})
         return self._judge(self._step, float(found.mean()))
 
@@ -230,4 +232,6 @@ class Loop:
                 self._judge(line["step"], sum(line["validation"].values()) / len(line["validation"]))
         dist.barrier()
         if dist.get_rank() == 0:
-            path.write_text("".join(kept), "utf-8")
+            beside = path.with_suffix(".partial")
+            beside.write_text("".join(kept), "utf-8")
+            beside.replace(path)

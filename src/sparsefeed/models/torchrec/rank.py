@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,12 @@ def main(arguments: list[str]) -> int:
         job = Job.model_validate_json(Path(arguments[0]).read_text("utf-8"))
         _run(job, report, lambda: bool(stopping))
     except Exception as error:
-        traceback.print_exc()
         words = str(error) if isinstance(error, SparsefeedError) else traceback.format_exc()
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             words = f"{error}; earlier checkpoints are whole; make room, and the same training goes on from the last"
         report({"error": words.encode()[-_REPORT_BYTES:].decode(errors="ignore")})
+        with suppress(OSError):  # the log may lie on the disk that is full
+            traceback.print_exc()
         return 1
     return 0
 
@@ -174,8 +176,9 @@ def _rates(job: Job, loader: Loader) -> list[float]:
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Peers of a failed rank may be inside a collective, which an orderly end would wait for; a finished one saves
     # the seconds that unloading torch takes.
     os._exit(status)

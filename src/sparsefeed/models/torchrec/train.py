@@ -13,10 +13,12 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,7 +36,7 @@ from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.difference import difference
 from sparsefeed.models.plan import Plan, make_plan
 from sparsefeed.models.topology import Topology
-from sparsefeed.models.torchrec.checkpoint import Checkpoint, identity, latest
+from sparsefeed.models.torchrec.checkpoint import Checkpoint, clear_partial, finished, identity, latest
 from sparsefeed.models.torchrec.cold_start import check_cold_start, first_rows
 from sparsefeed.models.torchrec.columns import (
     Rows,
@@ -125,10 +127,11 @@ def train(
     check_cold_start(spec, config.cold_start)
     capacities = capacity_rows(spec, data)
     parts = open_split(spec, data, "train", Rows.columns(spec, config.weights == "ips"))
-    held_out_parts(parts, config.validation.rows if config.validation else 0)
-    num_rows = sum(part.num_rows for part in parts)
-    if num_rows < config.processes:
-        raise TrainError(f"{data}: {num_rows} training rows for {config.processes} processes; use at most {num_rows}")
+    for some in held_out_parts(parts, config.validation.rows if config.validation else 0):
+        num_rows = sum(part.num_rows for part in some)
+        if some and num_rows < config.processes:
+            what = "training" if some[0] == parts[0] else "held-out"
+            raise TrainError(f"{data}: {num_rows} {what} rows for {config.processes} processes; use at most {num_rows}")
     if torch.cuda.is_available() and torch.cuda.device_count() < config.processes:
         raise TrainError(
             f"processes: got {config.processes}; this host has {torch.cuda.device_count()} GPUs, one per process"
@@ -157,11 +160,12 @@ def train(
             raise DataError(f"{data}: is no day that was added to {previous}; run `sparsefeed etl --day` again")
     _check_out(job, resume)
     done = out / "result.json"
-    finished = _finished(out, parts_digest(parts), etl_fingerprint(data))
-    if finished is not None:
-        return finished
+    before = _finished(out, parts_digest(parts), etl_fingerprint(data))
+    if before is not None:
+        return before
     out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
+    clear_partial(out)
     (out / "logs").mkdir(exist_ok=True)
     if previous and latest(out) is None:
         job = job.model_copy(update={"new_rows": _write_new_rows(job, Path(previous))})
@@ -171,7 +175,9 @@ def train(
     checkpoint = latest(out)
     assert checkpoint is not None
     shutil.rmtree(out / "new-rows", ignore_errors=True)
-    done.write_text(json.dumps({"checkpoint": checkpoint.name, **result}, indent=1) + "\n", "utf-8")
+    beside = done.with_suffix(".partial")
+    beside.write_text(json.dumps({"checkpoint": checkpoint.name, **result}, indent=1) + "\n", "utf-8")
+    beside.replace(done)
     return TrainResult(checkpoint=checkpoint, **result)
 
 
@@ -187,13 +193,14 @@ def _write_new_rows(job: Job, previous: Path) -> dict[str, int]:
 
 def _finished(out: Path, data: str, etl: str) -> TrainResult | None:
     """The result of a run of the same files that is at its end, so that no rank need be started to find out."""
-    checkpoint, done = latest(out), out / "result.json"
-    if checkpoint is None or not done.exists():
+    checkpoint = finished(out)
+    if checkpoint is None:
         return None
     found = Checkpoint.read(checkpoint)
-    result = json.loads(done.read_text("utf-8"))
-    if result.pop("checkpoint") != checkpoint.name or (found.data, found.etl) != (data, etl):
+    if (found.data, found.etl) != (data, etl):
         return None
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    del result["checkpoint"]
     return TrainResult(checkpoint=checkpoint, **{**result, "samples_per_s": 0.0})
 
 
@@ -224,6 +231,7 @@ def _check_out(job: Job, resume: bool) -> None:
     for what, got, wanted in (
         ("spec", job.spec, found.feed),
         ("model", job.model, found.model),
+        ("ETL run", etl_fingerprint(job.data), found.etl),
         ("start", identity(job.start_from) if job.start_from else "", found.start),
         ("configuration", _without_place(job.config.model_dump(mode="json")), _without_place(found.config)),
     ):
@@ -258,7 +266,7 @@ def _launch(job: Job, progress: Progress) -> dict[str, Any]:
         }
     )
     result: dict[str, Any] = {}
-    with _ranks(job, environment) as (processes, reports):
+    with _ended_by_sigterm(), _ranks(job, environment) as (processes, reports):
         failures: list[tuple[int, str]] = []
         try:
             for report in _reports(processes, reports):
@@ -269,10 +277,21 @@ def _launch(job: Job, progress: Progress) -> dict[str, Any]:
                 else:
                     words = f"training, loss {report['loss']:.4f}, {report['samples_per_s']:,.0f} samples/s"
                     progress(report["step"], report["steps"], words)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             _stop(processes)
+            for report in _reports(processes, reports):
+                if "error" in report:
+                    raise TrainError(f"rank {report['rank']}, asked to stop: {report['error']}") from interrupt
             raise
         codes = [process.poll() for process in processes]
+    _must_have_ended_well(job, codes, failures)
+    if not result:
+        raise TrainError(f"{job.out}: the ranks were asked to stop, and have; the same training goes on from there")
+    return result
+
+
+def _must_have_ended_well(job: Job, codes: Sequence[int | None], failures: Sequence[tuple[int, str]]) -> None:
+    """TrainError of the rank that failed first."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             raise TrainError(
@@ -285,9 +304,19 @@ def _launch(job: Job, progress: Progress) -> dict[str, Any]:
     for rank, code in enumerate(codes):
         if code:
             raise TrainError(f"rank {rank} ended with status {code}; its last lines:\n{_tail(job, rank)}")
-    if not result:
-        raise TrainError(f"{job.out}: the ranks were asked to stop, and have; the same training goes on from there")
-    return result
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which schedulers send, is a KeyboardInterrupt here, where signals can be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -53,13 +53,13 @@ class TrainConfig(Frozen):
         "checkpoint_every_s",
     )
 
-    processes: int | None = Field(default=None, ge=1)  # ranks; None: one per GPU, or 2 on a CPU
+    ON_CPU: ClassVar = 2  # ranks where `processes` is None and there is no GPU
+
+    processes: int | None = Field(default=None, ge=1)  # ranks; None: one per GPU, or ON_CPU
     batch_size: int = Field(default=8192, ge=1)  # rows of a global batch, over all ranks
     micro_batches: int = Field(default=1, ge=1)  # slices in which a rank's share goes through the dense model
-    sharding: dict[str, Sharding] = Field(
-        default_factory=dict
-    )  # of tables; those that are not named are planned (models.plan)
-    dense_precision: Literal["fp32", "bf16"] = "fp32"  # of the dense model's matrix products
+    sharding: dict[str, Sharding] = Field(default_factory=dict)  # of tables; the others are planned (models.plan)
+    dense_precision: Literal["fp32", "bf16"] = "fp32"  # of what the dense model computes; its weights are float32
     validation: Validation | None = None  # None: train all rows to the end; else the best checkpoint is the last
     tensorboard: bool = False  # write the curve for TensorBoard too, in the training folder
     deterministic: bool = False  # refuse operations whose result may differ from run to run (on GPUs: slower)

@@ -26,7 +26,8 @@ _H100 = {
     "line_bytes": 32,
     "narrowest": 32,
 }
-# A core of this project's benchmark machine, as measured there (docs/howto/train.md).
+# A core of this project's benchmark machine. Products in float32, with what stands between them, come from a profile;
+# the rest is rounded, and held against a whole step of two ranks by benchmarks/train_suite.py.
 _CORE = {
     "memory_bandwidth": 4.0 * _GB,
     "link_bandwidth": 1.0 * _GB,

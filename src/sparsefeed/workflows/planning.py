@@ -44,7 +44,7 @@ def plan_training(
     if len(rows) < len(feed.tables):
         rows = _rows_of_etl(recipe, workspace, rows) | rows
     if gpus is None:
-        topology = Topology.processes(recipe.train.processes or 1, **machine)
+        topology = Topology.processes(recipe.train.processes or recipe.train.ON_CPU, **machine)
     else:
         topology = Topology.gpus(gpus, devices_per_host=per_host, **machine)
     size, micro_batches = batch_size or recipe.train.batch_size, recipe.train.micro_batches

@@ -65,9 +65,7 @@ class Checkpoint(Frozen):
     config: dict[str, Any]  # TrainConfig
     tables: dict[str, tuple[int, int]]  # name -> (capacity_rows, dim)
     start: str = ""  # identity of the checkpoint it began from
-    column_parts: dict[str, int] = Field(
-        default_factory=dict
-    )  # of the optimiser's state, of tables whose columns were cut
+    column_parts: dict[str, int] = Field(default_factory=dict)  # of tables whose columns were cut: parts of the state
 
     def must_be_of(self, path: Path, spec: FeedSpec) -> None:
         """TrainError where it was trained with another spec; says what differs."""

@@ -208,7 +208,7 @@ def _with_processes(config: TrainConfig) -> TrainConfig:
     """The configuration with as many ranks as this host trains on."""
     if config.processes is not None:
         return config
-    processes = torch.cuda.device_count() if torch.cuda.is_available() else 2
+    processes = torch.cuda.device_count() if torch.cuda.is_available() else config.ON_CPU
     return validate(TrainConfig, config.model_dump() | {"processes": processes}, where="train")
 
 

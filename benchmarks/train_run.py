@@ -31,7 +31,7 @@ __all__ = ["MODEL"]
 
 MODEL = ModelConfig()
 BATCH = 8192
-TURNS = 3
+TURNS = 9
 
 
 def whole(folder: Path, out: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +64,10 @@ def reading(folder: Path) -> dict[str, float]:
     plan = make_plan(spec, MODEL, capacities, Topology.processes(1), BATCH)
     trainer = Trainer(spec, MODEL, config, capacities, plan, torch.device("cpu"))
     parts = open_split(spec, folder, "train", columns)
-    loader = Loader(spec, parts[: max(1, len(parts) // 3)], capacities, columns, BATCH, 0, 1, config.shuffle_rows, 0)
+    loader = Loader(
+        spec, parts[: max(1, len(parts) // 3)], capacities, columns, BATCH, 0, 1, config.shuffle_rows, 0,
+        config.read_threads, config.batches_ahead,
+    )  # fmt: skip
     batches = list(loader.epoch(0))
     for batch in batches[:4]:
         trainer.step(batch, 1e-3, 0.05)

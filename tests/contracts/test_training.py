@@ -44,11 +44,13 @@ def raw(logs_folder: Path) -> pd.DataFrame:
 def test_1_to_5_the_columns_their_order_and_types(etl_folder: Path, part: str) -> None:
     schema = table(etl_folder / part).schema
     assert schema.names == COLUMNS
+    assert not [name for name in COLUMNS if schema.field(name).nullable], "these logs have no null"
     for name in COLUMNS:
         kind = schema.field(name).type
         if name in ("clicked_posts", "liked_creators", "hashtags"):
             assert pa.types.is_list(kind), name
             assert kind.value_type == pa.int64(), name
+            assert not kind.value_field.nullable, name
         else:
             expected = {
                 **dict.fromkeys(("member_id", "post_id", "creator_id", "impression_id"), pa.int64()),

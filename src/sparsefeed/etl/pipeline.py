@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from sparsefeed.errors import BadFileError, DataError, DataWarning
 from sparsefeed.etl.cluster import open_cluster, use_gpu
 from sparsefeed.etl.config import EtlConfig
+from sparsefeed.etl.hugectr_view import HugectrView
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder, Partition
 from sparsefeed.etl.result import FORMAT, Result, emptied, finished, publish
@@ -42,7 +43,7 @@ __all__ = [
     "split_days",
 ]
 
-Write = Callable[[FeedWorkflow, ReadImpressions, Sequence[Partition], Path], int]
+Write = Callable[[FeedWorkflow, ReadImpressions, Sequence[Partition], Path, HugectrView | None], int]
 
 
 def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: str | None) -> str:
@@ -211,10 +212,16 @@ def _make(
         rows = rows_of_partitions(logs, config)
         read = ReadImpressions.prepare(spec, logs, rows, folder / "scratch", use_gpu(config.cluster))
 
-        def write(feed: FeedWorkflow, read: ReadImpressions, partitions: Sequence[Partition], folder: Path) -> int:
+        def write(
+            feed: FeedWorkflow,
+            read: ReadImpressions,
+            partitions: Sequence[Partition],
+            folder: Path,
+            view: HugectrView | None,
+        ) -> int:
             out = feed.transform(dataset_of(spec, read, partitions, logs.text_impressions))
             seed = config.shuffle_seed if config.shuffle else None
-            return write_training_data(out.to_ddf(), out.schema, spec, folder, config.row_group_rows, seed)
+            return write_training_data(out.to_ddf(), out.schema, spec, folder, config.row_group_rows, seed, view)
 
         assert read.repeats is not None
         notes = repeats_note(spec, read.repeats.count(), sum(file.num_rows for file in logs.impressions))
@@ -257,7 +264,8 @@ def fit_and_write(
         read: reads a partition, repeated rows dropped and labels joined, and works on it.
         partitions: all, in the order of days.
         text_impressions: whether ids of impressions are strings.
-        write: reads partitions, transforms and writes them into a folder that it makes; gives the rows.
+        write: reads partitions, transforms and writes them into a folder that it makes, as a view has them; gives
+            the rows.
         folder: empty but for `scratch`, which is removed.
         config: the split and the sizes.
         progress: is told the steps.
@@ -272,11 +280,16 @@ def fit_and_write(
         warnings.simplefilter("always")
         progress(1, 4, f"fitting ids, statistics, weights and histories on {len(train_days)} days")
         feed.fit(read, parts["train"], text_impressions)
+        view = HugectrView.of(spec, feed.ips.table() if feed.ips else None) if config.view == "hugectr" else None
         num_rows = {"eval": 0}
-        for step, name, what in ((2, "train", "training"), (3, "eval", "evaluation"))[: 2 if eval_days else 1]:
-            progress(step, 4, f"writing the {what} parquet")
-            chosen = read.sampling(parts[name], folder / "scratch") if name == "train" else read
-            num_rows[name] = write(feed, chosen, parts[name], folder / name)
+        progress(2, 4, "writing the training parquet")
+        sampled = read.sampling(parts["train"], folder / "scratch")
+        num_rows["train"] = write(feed, sampled, parts["train"], folder / "train", view)
+        if eval_days:
+            progress(3, 4, "writing the evaluation parquet")
+            num_rows["eval"] = write(feed, read, parts["eval"], folder / "eval", None)
+        if eval_days and view:
+            write(feed, read, parts["eval"], folder / "valid", replace(view, watched=True))
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
     if len(parts["train"]) < config.min_files:
         notes.append(
@@ -289,8 +302,14 @@ def fit_and_write(
     feed.plan().save(folder / "transform" / "plan.json")
     (folder / "spec.json").write_text(spec.dump(), "utf-8")
     maps, weights = feed.map_ids.maps, feed.ips.summary() if feed.ips else {}
+    capacity_rows = {name: id_map.capacity_rows for name, id_map in maps.items()}
+    if view:
+        files = {name: len(list((folder / name).glob("*.parquet"))) for name in ("train", "valid")}
+        rows = {"train": num_rows["train"], "valid": num_rows["eval"]}
+        view.save(folder, {"capacity_rows": capacity_rows, "num_rows": rows, "num_files": files})
     feed.clear()
     return {
+        "view": config.view,
         "spec_digest": spec.digest,
         "train_days": [str(day) for day in train_days],
         "eval_days": [str(day) for day in eval_days],
@@ -298,7 +317,7 @@ def fit_and_write(
         "num_eval_rows": num_rows["eval"],
         "num_ids": {name: id_map.num_admitted for name, id_map in maps.items()},
         "num_rows": {name: id_map.num_rows for name, id_map in maps.items()},
-        "capacity_rows": {name: id_map.capacity_rows for name, id_map in maps.items()},
+        "capacity_rows": capacity_rows,
         "ips": weights,
         "warnings": notes,
     }

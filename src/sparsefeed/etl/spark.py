@@ -33,6 +33,7 @@ import yaml
 from sparsefeed.errors import DataError, SparsefeedError, SpecError, ToolError
 from sparsefeed.etl.cluster import computes_with
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.etl.hugectr_view import HugectrView
 from sparsefeed.etl.impressions import Frames, ReadImpressions, columns_of
 from sparsefeed.etl.logs import Partition, Piece
 from sparsefeed.etl.parquet import milliseconds
@@ -272,12 +273,18 @@ def _results(
 
 
 def _write(
-    config: EtlConfig, feed: FeedWorkflow, read: ReadImpressions, partitions: Sequence[Partition], folder: Path
+    config: EtlConfig,
+    feed: FeedWorkflow,
+    read: ReadImpressions,
+    partitions: Sequence[Partition],
+    folder: Path,
+    view: HugectrView | None,
 ) -> int:
     """Transform and write partitions, where they are read."""
     seed = config.shuffle_seed if config.shuffle else None
-    write = file_writer(feed.schema, feed.spec, folder, config.row_group_rows, seed)
-    return describe(read.over(partitions, partial(_transform_and_write, feed, write)), feed.schema, feed.spec, folder)
+    write = file_writer(feed.schema, feed.spec, folder, config.row_group_rows, seed, view)
+    files = read.over(partitions, partial(_transform_and_write, feed, write))
+    return describe(files, feed.schema, feed.spec, folder, view)
 
 
 def _transform_and_write(feed: FeedWorkflow, write: WriteFile, frames: Frames) -> tuple[str, int]:

@@ -23,10 +23,11 @@ from merlin.schema import Schema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from sparsefeed.etl.cluster import gathered
+from sparsefeed.etl.hugectr_view import HugectrView
 from sparsefeed.etl.impressions import label
 from sparsefeed.etl.spec import FeedSpec
 
-__all__ = ["WriteFile", "describe", "file_writer", "write_training_data"]
+__all__ = ["WriteFile", "describe", "file_writer", "without_nulls", "write_training_data"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class WriteFile:
         row_group_rows: rows of a row group.
         texts: columns with few distinct values for their number, worth a dictionary.
         shuffle_seed: rows are put in a random order that it and the partition's number decide; None: they stay.
+        view: HugeCTR's columns are written instead; None: these.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class WriteFile:
     row_group_rows: int
     texts: tuple[str, ...]
     shuffle_seed: int | None
+    view: HugectrView | None = None
 
     def __call__(self, frame: Any, number: int) -> tuple[str, int]:
         """Name and rows of the file; partition `number` is file `number`, also when it is written again.
@@ -62,12 +65,17 @@ class WriteFile:
         if self.shuffle_seed is not None:
             random = np.random.default_rng([self.shuffle_seed, number])
             table = table.take(pa.array(random.permutation(len(table))))
+        dictionaries = list(self.texts)
+        if self.view:
+            table = self.view.table(table)
+            dictionaries = [f"{name}.list.element" for name in self.view.kinds["labels"]]  # of three values
+        table = without_nulls(table)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         pq.write_table(
             table,
             partial,
             compression="none",
-            use_dictionary=list(self.texts),
+            use_dictionary=dictionaries,
             row_group_size=self.row_group_rows,
             write_statistics=False,
         )
@@ -75,17 +83,47 @@ class WriteFile:
         return path.name, len(table)
 
 
+def without_nulls(table: pa.Table) -> pa.Table:
+    """Say of every column that has no null that it can have none, lists' values included: read in three quarters."""
+    fields, columns = [], []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        columns.append(_strict(column) if pa.types.is_list(field.type) else column)
+        fields.append(pa.field(field.name, columns[-1].type, nullable=column.null_count > 0))
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _strict(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    nulls = any(chunk.flatten().null_count for chunk in lists.chunks)
+    kind = pa.list_(pa.field(lists.type.value_field.name, lists.type.value_type, nullable=nulls))
+    parts = [
+        pa.Array.from_buffers(kind, len(part), part.buffers()[:2], part.null_count, part.offset, [part.values])
+        for part in lists.chunks
+    ]
+    return pa.chunked_array(parts, kind)
+
+
 def file_writer(
-    schema: Schema, spec: FeedSpec, folder: Path, row_group_rows: int, shuffle_seed: int | None
+    schema: Schema,
+    spec: FeedSpec,
+    folder: Path,
+    row_group_rows: int,
+    shuffle_seed: int | None,
+    view: HugectrView | None = None,
 ) -> WriteFile:
     """What writes the files of a folder, which is made; arguments as of `write_training_data`."""
     folder.mkdir(parents=True)
     ids = tuple(f.name for f in spec.of_kind("id"))
-    return WriteFile(folder, tuple(schema.column_names), row_group_rows, ids, shuffle_seed)
+    return WriteFile(folder, tuple(schema.column_names), row_group_rows, ids, shuffle_seed, view)
 
 
 def write_training_data(
-    ddf: Any, schema: Schema, spec: FeedSpec, folder: Path, row_group_rows: int, shuffle_seed: int | None
+    ddf: Any,
+    schema: Schema,
+    spec: FeedSpec,
+    folder: Path,
+    row_group_rows: int,
+    shuffle_seed: int | None,
+    view: HugectrView | None = None,
 ) -> int:
     """Write all partitions of a frame below `folder`, which is made; returns the number of rows.
 
@@ -96,15 +134,18 @@ def write_training_data(
         folder: of the files.
         row_group_rows: rows of a row group.
         shuffle_seed: None leaves rows in order.
+        view: HugeCTR's columns are written instead; None: these.
     """
-    write = file_writer(schema, spec, folder, row_group_rows, shuffle_seed)
+    write = file_writer(schema, spec, folder, row_group_rows, shuffle_seed, view)
     tasks = [delayed(write)(part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
     client = global_dask_client()
     files = gathered(client, client.compute(tasks)) if client else dask.compute(*tasks, scheduler="synchronous")
-    return describe(files, schema, spec, folder)
+    return describe(files, schema, spec, folder, view)
 
 
-def describe(files: Sequence[tuple[str, int]], schema: Schema, spec: FeedSpec, folder: Path) -> int:
+def describe(
+    files: Sequence[tuple[str, int]], schema: Schema, spec: FeedSpec, folder: Path, view: HugectrView | None = None
+) -> int:
     """Write what trainers read about the files of a folder; returns the number of rows.
 
     Args:
@@ -112,24 +153,30 @@ def describe(files: Sequence[tuple[str, int]], schema: Schema, spec: FeedSpec, f
         schema: Merlin's, of the columns, in order.
         spec: says which columns are labels, dense and ids.
         folder: of the files.
+        view: whose columns were written instead, if any.
     """
     files = [file for file in files if file[1]]
-    index = {name: i for i, name in enumerate(schema.column_names)}
     kinds = {
         "cats": [f.name for f in spec.lookups],
         "conts": [f.name for f in spec.dense],
         "labels": [label(r.name) for r in spec.responses],
     }
+    names = schema.column_names
+    if view:
+        kinds = view.kinds
+        names = [name for of_kind in kinds.values() for name in of_kind]
+    index = {name: i for i, name in enumerate(names)}
     metadata = {
         "file_stats": [{"file_name": name, "num_rows": num} for name, num in files],
         **{kind: [{"col_name": name, "index": index[name]} for name in names] for kind, names in kinds.items()},
     }
     (folder / "_metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", "utf-8")
     # By name: HugeCTR reads them from the folder it is started in.
-    names = [name for name, _ in files]
-    (folder / "_file_list.txt").write_text("\n".join([str(len(names)), *names]) + "\n", "utf-8")
-    described = TensorflowMetadata.from_merlin_schema(schema)
-    described.to_proto_text_file(str(folder))
-    (folder / ".merlin").mkdir()
-    described.to_json_file(str(folder / ".merlin"))
+    listed = [name for name, _ in files]
+    (folder / "_file_list.txt").write_text("\n".join([str(len(listed)), *listed]) + "\n", "utf-8")
+    if not view:
+        described = TensorflowMetadata.from_merlin_schema(schema)
+        described.to_proto_text_file(str(folder))
+        (folder / ".merlin").mkdir()
+        described.to_json_file(str(folder / ".merlin"))
     return sum(num for _, num in files)

@@ -71,8 +71,7 @@ class TrainConfig(Frozen):
     weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
     shuffle_rows: int = Field(default=2**18, ge=1)  # rows a rank shuffles at a time
     read_threads: int = Field(default=1, ge=1)  # row groups that a rank reads at once
-    # Batches made before they are asked for; None: 4 where a rank has a core to spare for it (three, or a GPU), else 0.
-    batches_ahead: int | None = Field(default=None, ge=0)
+    batches_ahead: int = Field(default=4, ge=0)  # made before they are asked for
     autotune_io: bool = False  # try both on the first steps, and go on with the best
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps

@@ -7,6 +7,7 @@ lists that the spec allows, so they are upper bounds but for uneven ids and over
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsefeed.errors import SpecError, TrainError, did_you_mean
-from sparsefeed.etl.spec import FeedSpec, Frozen, Table
+from sparsefeed.errors import BadFileError, SpecError, TrainError, did_you_mean
+from sparsefeed.etl.spec import FeedSpec, Frozen, Table, validate
 from sparsefeed.models.config import ModelConfig, Sharding
 from sparsefeed.models.topology import Topology
 
@@ -71,6 +72,7 @@ class Plan(Frozen):
 
     Attributes:
         topology: the devices.
+        model: shape of the dense model.
         batch_size: rows of a global batch.
         tables: in the spec's order.
         dense_parameters: of the dense model, which every device holds.
@@ -82,6 +84,7 @@ class Plan(Frozen):
     """
 
     topology: Topology
+    model: ModelConfig
     batch_size: int
     tables: tuple[TablePlan, ...]
     dense_parameters: int
@@ -104,6 +107,14 @@ class Plan(Frozen):
     def of(self, table: str) -> TablePlan:
         """The plan of one table."""
         return next(one for one in self.tables if one.name == table)
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan that was saved; BadFileError where the file is none."""
+        try:
+            return validate(cls, json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, SpecError) as error:
+            raise BadFileError(path, f"not a plan: {error}; make one with `sparsefeed plan --out`") from error
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -308,6 +319,7 @@ def make_plan(
     collectives = 4 if num > 1 else 0  # ids, pooled vectors, their gradient, the dense gradient
     return Plan(
         topology=topology,
+        model=model,
         batch_size=batch_size,
         tables=tuple(plans[name] for name in names),
         dense_parameters=size.parameters,

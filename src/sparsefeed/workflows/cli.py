@@ -98,6 +98,13 @@ class OnBadFile(str, Enum):
     skip = "skip"
 
 
+class View(str, Enum):
+    """Which trainer reads the training rows."""
+
+    torchrec = "torchrec"
+    hugectr = "hugectr"
+
+
 @app.command()
 def etl(
     recipe: RecipeName = _TINY,
@@ -110,14 +117,17 @@ def etl(
     on_bad_file: Annotated[
         OnBadFile | None, typer.Option(help="Stop at a file that cannot be read, or leave it out and record it.")
     ] = None,
+    view: Annotated[
+        View | None, typer.Option("--for", help="The trainer that reads the training rows; default: the recipe's.")
+    ] = None,
 ) -> None:
     """Turn logs into training parquet: ids, weights, histories, dense features."""
     from sparsefeed.workflows.stages import add_day, explain_etl, prepare
 
     loaded, place = _load(recipe), Workspace(workspace)
-    if on_bad_file is not None:
-        etl_config = loaded.etl.model_copy(update={"on_bad_file": on_bad_file.value})
-        loaded = loaded.model_copy(update={"etl": etl_config})
+    given = {"on_bad_file": on_bad_file, "view": view}
+    changed = {name: value.value for name, value in given.items() if value is not None}
+    loaded = loaded.model_copy(update={"etl": loaded.etl.model_copy(update=changed)})
     if explain and day:
         raise typer.BadParameter("tells of a whole run; leave --day out", param_hint="--explain")
     if explain:

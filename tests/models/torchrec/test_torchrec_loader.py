@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 
 from sparsefeed.errors import BadFileError
 from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models.torchrec import loader
 from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, open_split
 from sparsefeed.models.torchrec.loader import Loader
 
@@ -150,3 +155,23 @@ def loader_of(etl) -> Loader:
     """Two files, eight row groups, batches of 100 from buffers of 300."""
     columns, capacities = Rows.columns(etl.spec), capacity_rows(etl.spec, etl.path)
     return Loader(etl.spec, open_split(etl.spec, etl.path, "train", columns), capacities, columns, 100, 0, 1, 300, 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_threads_that_read_give_way_to_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_numbered(tmp_path, [[8, 8]])
+    found: dict[str, int] = {}
+
+    def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any) -> Any:
+            found[name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            return call(*args)
+
+        return called
+
+    monkeypatch.setattr(loader, "read_part", noting("reads", loader.read_part))
+    monkeypatch.setattr(Rows, "take", noting("makes batches", Rows.take))
+    (own,) = loaders(tmp_path, 1, 4)
+    assert len(list(replace(own, batches_ahead=2).epoch(0))) == 4
+    assert found == {"reads": 19, "makes batches": 19}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19

@@ -46,12 +46,16 @@ def gather_lists(
         rows: int64 [m], each below n.
         out: int64, as long as the lists of these rows are together.
     """
-    at = 0
+    at = np.uint64(0)  # signed indices are asked each time whether they count from the end: half the speed
     for i in range(len(rows)):
+        if i + 2 * _AHEAD < len(rows):
+            prefetch(offsets, rows[i + 2 * _AHEAD])
         if i + _AHEAD < len(rows):
             further = rows[i + _AHEAD]
-            for line in range(offsets[further], offsets[further + 1], 8):
+            for line in range(offsets[further], offsets[further + 1] + 7, 8):
                 prefetch(values, line)
-        for place in range(offsets[rows[i]], offsets[rows[i] + 1]):
-            out[at] = values[place]
-            at += 1
+        begin = np.uint64(offsets[rows[i]])
+        length = np.uint64(offsets[rows[i] + 1]) - begin
+        for k in range(length):
+            out[at + np.uint64(k)] = values[begin + np.uint64(k)]
+        at += length

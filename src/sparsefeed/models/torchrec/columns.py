@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from sparsefeed.errors import BadFileError, DataError, TrainError, did_you_mean
+from sparsefeed.etl.hugectr_view import label_name
 from sparsefeed.etl.kernels.ragged import gather_lists, list_lengths
 from sparsefeed.etl.spec import FeedSpec, IdFeature
 
@@ -68,16 +70,20 @@ class Batch:
     lookups: KeyedJaggedTensor  # keys in lookup_order; unpadded rows of the tables, no 0
 
     def to(self, device: torch.device) -> Batch:
-        """Move the batch to `device`."""
-        if device.type == "cpu":
-            return self
-        return Batch(
-            self.labels_BR.to(device, non_blocking=True),
-            self.weights_BR.to(device, non_blocking=True),
-            self.member_dense_BM.to(device, non_blocking=True),
-            self.candidate_dense_BC.to(device, non_blocking=True),
-            self.lookups.to(device, non_blocking=True),
-        )
+        """The batch on `device`; from pinned memory the copy does not keep the host waiting."""
+        return self if self.labels_BR.device == device else self._each(lambda part: part.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The batch in memory that a GPU can copy from by itself."""
+        return self._each(lambda part: part.pin_memory())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell CUDA's allocator that `stream` reads the batch, which another one made."""
+        for field in fields(self):
+            getattr(self, field.name).record_stream(stream)
+
+    def _each(self, change: Callable[[Any], Any]) -> Batch:
+        return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
 def lookup_order(spec: FeedSpec) -> tuple[str, ...]:
@@ -209,10 +215,12 @@ def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: di
                     f'{part.path}: column "{name}" is {numbers[row]} in row {part.first_row + row}; it must be a number'
                 )
     for feature in (feature for feature in spec.lookups if feature.name in columns):
-        values, _ = jagged(_one_chunk(table, feature.name))
+        column = _one_chunk(table, feature.name)
+        found = pc.min_max(column.flatten() if pa.types.is_list(column.type) else column)
+        least, most = found["min"].as_py(), found["max"].as_py()
         capacity = capacities[spec.table_of(feature).name]
-        if len(values) and (values.min() < 1 or values.max() >= capacity):
-            got = values.min() if values.min() < 1 else values.max()
+        if least is not None and not 1 <= least <= most < capacity:
+            got = least if least < 1 else most
             raise DataError(
                 f'{part.path}: column "{feature.name}": got id {got}; allowed: 1 to {capacity - 1}, its table\'s rows'
             )
@@ -297,12 +305,21 @@ class Rows:
             torch.from_numpy(self.member_dense_NM.take(rows, axis=0)),
             torch.from_numpy(self.candidate_dense_NC.take(rows, axis=0)),
             KeyedJaggedTensor(
-                keys=list(order), values=torch.from_numpy(values), lengths=torch.from_numpy(lengths.reshape(-1))
+                keys=list(order),
+                values=torch.from_numpy(values),
+                lengths=torch.from_numpy(lengths.reshape(-1)),
+                stride=len(rows),
+                length_per_key=totals,  # known here; a GPU would be asked for it at every step
             ),
         )
 
 
 def _check_schema(spec: FeedSpec, path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+    if any(name.startswith(label_name(0, "")) for name in schema.names):
+        raise DataError(
+            f"{path}: has the columns HugeCTR reads; run `sparsefeed etl` for this trainer, or train with HugeCTR and "
+            "take its run by `sparsefeed export --from hugectr DIR`"
+        )
     for name in columns:
         if name not in schema.names:
             raise DataError(f'{path}: no column "{name}"{did_you_mean(name, schema.names)}')
@@ -319,7 +336,8 @@ def _check_schema(spec: FeedSpec, path: Path, schema: pa.Schema, columns: Sequen
 
 
 def _one_chunk(table: pa.Table, name: str) -> Any:
-    return table.column(name).combine_chunks()
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which would copy
 
 
 def _joined(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

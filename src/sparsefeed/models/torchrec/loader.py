@@ -6,10 +6,13 @@ however the files are cut (a rank with one batch more would wait for ever in a c
 rows, other ones each epoch, are left out. Rows are then shuffled within a buffer of many row groups.
 
 Row groups are read by threads of their own, and batches are made by another, so that a step finds the next one there.
+They take what steps leave of the cores, for a step waits for the slowest of its threads.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -45,6 +48,7 @@ class Loader:
         seed: Seed of both orders.
         read_threads: Row groups that are read at once.
         batches_ahead: Batches that are made before they are asked for; 0: none.
+        pinned: Make them in pinned memory, for a GPU.
     """
 
     spec: FeedSpec
@@ -58,6 +62,7 @@ class Loader:
     seed: int
     read_threads: int = 1
     batches_ahead: int = 0
+    pinned: bool = False
 
     @property
     def rows_per_epoch(self) -> int:
@@ -112,7 +117,8 @@ class Loader:
                 rows = Rows.from_arrow(self.spec, table)
                 for i in range(max(0, start - number), num_batches):
                     first = i * self.batch_size
-                    yield rows.take(order, shuffle[first : first + self.batch_size])
+                    batch = rows.take(order, shuffle[first : first + self.batch_size])
+                    yield batch.pinned() if self.pinned else batch
             number += num_batches
 
     def _buffers(self, epoch: int, first: int) -> Iterator[tuple[pa.Table, bool]]:
@@ -132,7 +138,7 @@ class Loader:
     def _slices(self, epoch: int, skip: int) -> Iterator[pa.Table]:
         """Read this rank's share of the epoch's row groups but its first `skip` rows."""
         reading: deque[Future[pa.Table]] = deque()
-        with ThreadPoolExecutor(self.read_threads) as pool:
+        with ThreadPoolExecutor(self.read_threads, initializer=_give_way) as pool:
             for piece in self._share(epoch, skip):
                 reading.append(pool.submit(self._read, *piece))
                 if len(reading) > self.read_threads:
@@ -157,12 +163,19 @@ class Loader:
         return read_part(self.spec, part, self.columns, self.capacities).slice(first, rows)
 
 
+def _give_way() -> None:
+    """Let threads of other processes and of this one go before the calling one."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
 def _ahead(batches: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
     """The same batches, made by a thread up to `depth` before they are asked for; its error is raised here."""
     made: Queue[Batch | BaseException | None] = Queue(depth)
     stopped = threading.Event()
 
     def make() -> None:
+        _give_way()
         last: BaseException | None = None
         try:
             for batch in batches:

@@ -24,6 +24,7 @@ from sparsefeed.models.torchrec.checkpoint import Checkpoint, discard_after, sav
 from sparsefeed.models.torchrec.columns import Batch
 from sparsefeed.models.torchrec.io_tuning import Tuner
 from sparsefeed.models.torchrec.loader import Loader
+from sparsefeed.models.torchrec.prefetch import on_device
 from sparsefeed.models.torchrec.train import Job
 from sparsefeed.models.torchrec.trainer import LossError, Trainer
 
@@ -117,7 +118,7 @@ class Loop:
                 setting = self._tuner.setting()
                 loader = setting.of(self._loader) if setting else self._loader
                 with closing(loader.epoch(epoch, number)) as batches:
-                    for batch in islice(batches, self._tuner.stretch):
+                    for batch in islice(on_device(batches, self._trainer.device), self._tuner.stretch):
                         yield epoch, number, batch
                         self._tuner.stepped()
                         number += 1
@@ -160,7 +161,7 @@ class Loop:
         """Note the loss of the held-out rows; whether it is the best so far."""
         assert self._validation is not None
         losses, num = torch.zeros(len(self._job.spec.responses) + 1, dtype=torch.float64), 0
-        for batch in self._validation.epoch(0):
+        for batch in on_device(self._validation.epoch(0), self._trainer.device):
             num = len(batch.labels_BR)
             losses[:-1] += num * self._trainer.loss(batch).double().cpu()
             losses[-1] += num

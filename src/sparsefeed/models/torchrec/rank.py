@@ -25,7 +25,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from sparsefeed.errors import SparsefeedError, TrainError
-from sparsefeed.models.config import TrainConfig
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, Shard, identity, latest, restore
 from sparsefeed.models.torchrec.columns import (
     Rows,
@@ -100,7 +99,7 @@ def _run(job: Job, report: Report, must_stop: Callable[[], bool]) -> None:
         spec=job.spec, parts=trained, capacities=capacities, columns=columns,
         batch_size=config.batch_size // world_size, rank=dist.get_rank(), world_size=world_size,
         shuffle_rows=config.shuffle_rows, seed=config.seed, read_threads=config.read_threads,
-        batches_ahead=_ahead(config, cuda),
+        batches_ahead=config.batches_ahead, pinned=cuda,
     )  # fmt: skip
     validation = replace(loader, parts=held_out) if held_out else None
     source = latest(job.out) or job.start_from
@@ -122,12 +121,6 @@ def _run(job: Job, report: Report, must_stop: Callable[[], bool]) -> None:
 
 def _nobody(what: dict[str, Any]) -> None:
     pass
-
-
-def _ahead(config: TrainConfig, cuda: bool) -> int:
-    if config.batches_ahead is not None:
-        return config.batches_ahead
-    return 4 if cuda or torch.get_num_threads() > 2 else 0
 
 
 def _begin(job: Job, trainer: Trainer, checkpoint: Checkpoint, loader: Loader) -> int:

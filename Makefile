@@ -6,13 +6,15 @@ TORCH_FLAGS ?=
 SCALE ?= tiny
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := merlin,spark,torch,triton,report,dev
+EXTRAS := merlin,spark,tiers,torch,triton,report,dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 # Spark 3.5 runs on these; its tests start it.
 JAVA := java -version 2>&1 | grep -qE 'version "(11|17)\.'
-.PHONY: help env java demo test test-slow lint format bench clean
+# Tests start a cluster of it.
+REDIS := redis-server --version 2>&1 | grep -qE 'v=[78]'
+.PHONY: help env java redis demo test test-slow lint format bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,21 +33,28 @@ $(READY): constraints.txt pyproject.toml packaging/fbgemm-gpu/pyproject.toml
 	@touch $@
 
 java:  ## Java 17 for the tests of ETL on Spark, installed by apt-get where there is none
-	@if $(JAVA); then exit 0; fi; \
-	echo "installing Java 17"; \
-	if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
-	{ $$as apt-get update -q && $$as apt-get install -q -y --no-install-recommends openjdk-17-jre-headless; } >/dev/null; \
-	if $(JAVA); then exit 0; fi; \
+	@if $(JAVA); then exit 0; fi; $(call INSTALL,openjdk-17-jre-headless); if $(JAVA); then exit 0; fi; \
 	echo "Spark needs Java 17 and 'java -version' does not find it: install openjdk-17-jre-headless, put it on PATH, run this again" >&2; \
 	exit 1
+
+redis:  ## Redis 7 for the tests of its tier, installed by apt-get where there is none
+	@if $(REDIS); then exit 0; fi; $(call INSTALL,redis-server); if $(REDIS); then exit 0; fi; \
+	echo "the tier on Redis Cluster is tested with Redis 7: install redis-server, put it on PATH, run this again" >&2; \
+	exit 1
+
+define INSTALL
+	echo "installing $(1)"; \
+	if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
+	{ $$as apt-get update -q && $$as apt-get install -q -y --no-install-recommends $(1); } >/dev/null
+endef
 
 demo: $(READY)  ## simulate, train, serve and rank on this machine; leaves artifacts/report.html
 	$(BIN)/sparsefeed demo --scale $(SCALE)
 
-test: $(READY) java  ## the default test suite
+test: $(READY) java redis  ## the default test suite
 	$(BIN)/python -m pytest
 
-test-slow: $(READY) java  ## the minutes-long tests as well
+test-slow: $(READY) java redis  ## the minutes-long tests as well
 	$(BIN)/python -m pytest -m 'not gpu and not hugectr'
 
 lint: $(READY)  ## ruff, mypy --strict, import layers

@@ -17,7 +17,7 @@ from sparsefeed.errors import DataError
 from sparsefeed.etl import hugectr_view
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.hugectr_check import check_hugectr, problems_of
-from sparsefeed.etl.hugectr_view import HugectrView, LabelColumns
+from sparsefeed.etl.hugectr_view import HugectrView, LabelColumns, read_labelled
 from sparsefeed.etl.pipeline import run
 from sparsefeed.models.hugectr.exchange import HugectrRun
 from tests import logs
@@ -75,6 +75,14 @@ def test_2_and_3_a_row_is_labelled_in_the_column_of_its_weight(view: Path, plain
         assert ((made >= 0).sum(axis=1) == 1).all()
         np.testing.assert_array_equal(made.max(axis=1), y)
         np.testing.assert_array_equal(np.where(made >= 0, weights, 0).sum(axis=1).astype(np.float32), w)
+
+
+def test_2_and_3_labels_and_weights_come_back_from_the_columns(view: Path, plain: Path) -> None:
+    dense, y, w = read_labelled(SPEC, view)
+    known = table(plain / "train")
+    np.testing.assert_array_equal(y, np.stack([known.column(f"y_{r}").to_numpy() for r in ("click", "like")], axis=1))
+    np.testing.assert_array_equal(w, np.stack([known.column(f"w_{r}").to_numpy() for r in ("click", "like")], axis=1))
+    np.testing.assert_array_equal(dense, np.stack([known.column(f.name).to_numpy() for f in SPEC.dense], axis=1))
 
 
 def test_3_many_weights_are_bits_of_fixed_point(

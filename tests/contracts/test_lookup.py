@@ -13,7 +13,7 @@ from sparsefeed.errors import BundleError, RequestError
 from sparsefeed.etl.ids import IdMap, hash_strings
 from sparsefeed.etl.plan import DensePlan, LookupPlan, ServingPlan, TablePlan
 from sparsefeed.etl.snapshot import Snapshot, SnapshotSide
-from sparsefeed.models.store.hps import HpsTable, ps_json
+from sparsefeed.models.store.ps_json import HpsTable, ps_json
 from sparsefeed.models.store.store import ParameterStore, write_tables
 from sparsefeed.workflows.serving.steps.lookup import LookupStep
 from sparsefeed.workflows.serving.steps.transform import TransformStep
@@ -123,14 +123,59 @@ def test_6_the_model_has_no_batch_dimension_and_only_these_tensors() -> None:
     assert [(tensor.name, tensor.data_type) for tensor in config.output] == [("OUTPUT0", 11)]
 
 
+def hps_table(name: str, dim: int, keys: int) -> HpsTable:
+    return HpsTable(name=name, dim=dim, sparse_file=f"hps/{name}", max_keys_per_sample=keys)
+
+
 def test_7_ps_json_is_the_golden_one() -> None:
-    tables = (HpsTable("member", 4, "hps/member", 1), HpsTable("post", 8, "hps/post", 4))
     golden = Path(__file__).parent / "fixtures" / "ps.json"
-    assert json.loads(ps_json("feed_hps_v1", tables, 100)) == json.loads(golden.read_text())
+    written = ps_json("feed_hps_v1", (hps_table("member", 4, 1), hps_table("post", 8, 4)), 100)
+    assert json.loads(written) == json.loads(golden.read_text())
 
 
 def test_7_what_hps_would_misuse_in_silence_is_refused() -> None:
-    with pytest.raises(BundleError, match=r'model "feed\.v1": not a name'):
-        ps_json("feed.v1", (HpsTable("post", 8, "hps/post", 4),), 100)
-    with pytest.raises(BundleError, match="a table name occurs twice"):
-        ps_json("feed_hps_v1", (HpsTable("post", 8, "hps/post", 4),) * 2, 100)
+    with pytest.raises(BundleError, match=r"models\[0\]\.model: got 'feed\.v1'"):
+        ps_json("feed.v1", (hps_table("post", 8, 4),), 100)
+    with pytest.raises(BundleError, match=r'embedding_table_names: "post" occurs twice'):
+        ps_json("feed_hps_v1", (hps_table("post", 8, 4),) * 2, 100)
+
+
+def test_8_an_export_for_hps_answers_what_the_store_answers(tmp_path: Path) -> None:
+    pytest.importorskip("tritonclient.grpc")
+    from sparsefeed.models.store.hps import read_hps
+    from sparsefeed.workflows.hps import export_hps_serving
+    from sparsefeed.workflows.serving.config import ServingConfig
+    from tests.workflows.serving.feed import Feed
+
+    feed = Feed.make(1)
+    feed.publish(tmp_path / "bundles", "b1")
+    export_hps_serving(tmp_path / "bundles", "b1", ServingConfig(), tmp_path / "hps")
+    assert sorted(path.name for path in (tmp_path / "hps").iterdir()) == [
+        "feed_dense_b1", "feed_hps_b1", "feed_ranker_b1", "feed_transform_b1", "ps.json",
+    ]  # fmt: skip
+    for name, rows in feed.tables.items():
+        keys, vectors = read_hps(tmp_path / "hps" / "feed_hps_b1" / "1" / f"{name}.model", rows.shape[1])
+        assert keys.tolist() == [0, *np.flatnonzero(rows.any(axis=1)).tolist()]
+        np.testing.assert_array_equal(vectors, rows[keys])
+
+
+def test_9_every_problem_of_a_file_is_named_at_once(tmp_path: Path) -> None:
+    from sparsefeed.workflows.hps import problems_of
+
+    value = json.loads((Path(__file__).parent / "fixtures" / "ps.json").read_text())
+    value["volatile_db"]["type"] = "paralel_hash_map"
+    value["models"][0] |= {"gpucacheper": 2, "default_value_for_each_table": [0.0], "gpu_cache": True}
+    (tmp_path / "ps.json").write_text(json.dumps(value))
+    problems = problems_of(tmp_path / "ps.json")
+    model, files = "models[0]", "models[0].sparse_files"
+    places = (
+        "volatile_db.type",
+        f"{model}.gpucacheper",
+        f"{model}.gpu_cache",
+        f"{model}: lists",
+        f"{files}[0]",
+        f"{files}[1]",
+    )
+    for place in places:
+        assert sum(line.startswith(place) for line in problems) == 1
+    assert len(problems) == 6

@@ -15,11 +15,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from sparsefeed.etl.spec import FeedSpec, IdFeature
 
-__all__ = ["FORMAT", "MAX_COLUMNS", "HugectrView", "LabelColumns", "inverse_length", "label_name", "mean_pooled"]
+__all__ = [
+    "FORMAT",
+    "MAX_COLUMNS",
+    "HugectrView",
+    "LabelColumns",
+    "inverse_length",
+    "label_name",
+    "mean_pooled",
+    "read_labelled",
+]
 
 FORMAT = 1  # of hugectr.json
 MAX_COLUMNS = 256
@@ -133,6 +143,27 @@ class HugectrView:
             ],
         }
         (folder / "hugectr.json").write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+
+
+def read_labelled(spec: FeedSpec, folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Dense features [n, D], labels [n, R] and weights [n, R] of `folder/train`, back from HugeCTR's columns.
+
+    A row without any label column weighs 0, and its label is 0 whatever it was.
+    """
+    described = json.loads((folder / "hugectr.json").read_text("utf-8"))["labels"]
+    columns = [*(feature.name for feature in spec.dense), *(label["name"] for label in described)]
+    table = ds.dataset(sorted(map(str, (folder / "train").glob("*.parquet")))).to_table(columns=columns)
+    dense = np.empty((len(table), len(spec.dense)), np.float32)
+    for number, feature in enumerate(spec.dense):
+        dense[:, number] = table.column(feature.name).to_numpy()
+    labels, weights = (np.empty((len(table), len(described)), np.float32) for _ in range(2))
+    for number, label in enumerate(described):
+        column = table.column(label["name"]).combine_chunks()
+        values = column.flatten() if pa.types.is_list(column.type) else column
+        made = values.to_numpy().reshape(len(table), len(label["weights"]))
+        labels[:, number] = np.maximum(made.max(axis=1), 0)
+        weights[:, number] = (made >= 0) @ np.asarray(label["weights"])
+    return dense, labels, weights
 
 
 def label_name(number: int, response: str) -> str:

@@ -18,6 +18,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from sparsefeed.errors import DataError
+from sparsefeed.etl.hugectr_view import read_labelled
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models import baselines, metrics
 from sparsefeed.models.calibration import Calibration
@@ -129,6 +130,14 @@ def _scored(spec: FeedSpec, scorer: Scorer, data: Path, truth: Path | None) -> t
     return rows, logits
 
 
+def _trained_on(spec: FeedSpec, data: Path) -> tuple[Floats, Floats, Floats]:
+    """Dense features, labels and weights of the training rows, whoever they were written for."""
+    if (data / "hugectr.json").exists():
+        return read_labelled(spec, data)
+    rows = read_rows(spec, data / "train")
+    return rows.dense, rows.labels, rows.weights
+
+
 def evaluate(
     spec: FeedSpec,
     data: Path,
@@ -157,16 +166,11 @@ def evaluate(
             calibrated = _calibrated(spec, rows, logits)
     assert rows is not None, "evaluate needs a model"
     progress(len(scorers), steps, "fitting LightGBM without ids")
-    training = read_rows(spec, data / "train")
+    dense, labels, weights = _trained_on(spec, data)
     if spec.dense:
-        probabilities["lightgbm"] = baselines.trees(
-            training.dense,
-            training.labels,
-            training.weights,
-            rows.dense,
-            num_threads=len(os.sched_getaffinity(0)),
-        )
-    probabilities["constant"] = baselines.constant(training.labels, training.weights, len(rows.labels))
+        threads = len(os.sched_getaffinity(0))
+        probabilities["lightgbm"] = baselines.trees(dense, labels, weights, rows.dense, num_threads=threads)
+    probabilities["constant"] = baselines.constant(labels, weights, len(rows.labels))
     progress(len(scorers) + 1, steps, "measuring")
     return {
         "num_rows": len(rows.labels),

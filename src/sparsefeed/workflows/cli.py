@@ -17,12 +17,15 @@ from rich.table import Table
 
 from sparsefeed.errors import RequestError, ServeError, SparsefeedError
 from sparsefeed.workflows.console import console, quiet_libraries, stage
+from sparsefeed.workflows.nvidia import hps, hugectr
 from sparsefeed.workflows.show import show_io, show_latency, show_plan, show_quality, show_stages
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(hps, name="hps")
+app.add_typer(hugectr, name="hugectr")
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name or .yaml file.")]
 Root = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds what a run makes.")]
@@ -219,14 +222,46 @@ def evaluate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
 
 
 @app.command()
-def export(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
+def export(
+    recipe: RecipeName = _TINY,
+    workspace: Root = _ARTIFACTS,
+    hps_folder: Annotated[Path | None, typer.Option("--hps", help="Also write it for NVIDIA's HPS here.")] = None,
+    taken: Annotated[
+        tuple[View, Path] | None,
+        typer.Option("--from", metavar="hugectr DIR", help="Take this run of HugeCTR as the trained model first."),
+    ] = None,
+    given: Annotated[
+        tuple[View, Path] | None,
+        typer.Option("--for", metavar="hugectr DIR", help="Write weights here that HugeCTR begins with, no bundle."),
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="Of HugeCTR's run, for --for: how columns are cut.")] = None,
+) -> None:
     """Write the trained model as an immutable bundle and its Triton models."""
+    from sparsefeed.workflows.hugectr import give_weights, take_run
     from sparsefeed.workflows.stages import export_serving
 
-    place = Workspace(workspace)
+    loaded, place = _load(recipe), Workspace(workspace)
+    for option, pair in (("--from", taken), ("--for", given)):
+        if pair and pair[0] != View.hugectr:
+            raise typer.BadParameter(f"got {pair[0].value}; allowed: hugectr DIR", param_hint=option)
+    if given and (taken or hps_folder):
+        raise typer.BadParameter("writes no bundle; give --from and --hps without it", param_hint="--for")
+    if plan and not given:
+        raise typer.BadParameter("says how --for cuts columns; give that, too", param_hint="--plan")
+    if taken:
+        console.print(f"taken: {take_run(loaded, place, taken[1])}")
+    if given:
+        console.print(f"weights of {give_weights(loaded, place, given[1], plan)} in {given[1]}")
+        return
     with stage("export") as progress:
-        bundle, models = export_serving(_load(recipe), place, progress)
+        bundle, models = export_serving(loaded, place, progress)
     console.print(f"bundle {bundle} in {place.bundles}; models in {place.triton_repo}: {', '.join(models)}")
+    if hps_folder:
+        from sparsefeed.workflows.hps import export_hps_serving
+
+        with stage("hps") as progress:
+            written = export_hps_serving(place.bundles, bundle, loaded.serving, hps_folder, progress=progress)
+        console.print(f"for HPS in {hps_folder}: {written.num_tables} tables, {written.num_bytes:,} bytes, ps.json")
 
 
 @app.command()

@@ -31,7 +31,7 @@ __all__ = ["MODEL"]
 
 MODEL = ModelConfig()
 BATCH = 8192
-TURNS = 9
+TURNS = 7
 
 
 def whole(folder: Path, out: Path, given: dict[str, Any]) -> dict[str, Any]:

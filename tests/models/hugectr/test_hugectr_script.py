@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from sparsefeed.etl.hugectr_view import HugectrView
 from sparsefeed.etl.pipeline import run
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig
@@ -44,22 +47,49 @@ def test_each_sharding_of_the_plan_is_asked_for(
         assert ((table.name, parts) if table.sharding == "column_wise" else table.name) in strategy[kind], table
 
 
+RECIPES = sorted(path.stem for path in Path(str(files("sparsefeed.workflows") / "recipes")).glob("*.yaml"))
+
+
+def described(folder: Path, spec: FeedSpec, num_files: int) -> Path:
+    """An ETL result in HugeCTR's view as far as the script reads it: any recipe, without its logs."""
+    cells = [(response.name, cell, 0.5 + 0.1 * cell) for response in spec.responses for cell in range(1, 41)]
+    weights = pa.table(dict(zip(("response", "cell", "weight"), map(list, zip(*cells, strict=True)), strict=True)))
+    capacity_rows = {table.name: 1 << 20 for table in spec.tables}
+    sizes = dict.fromkeys(("train", "valid"), num_files)
+    for split in sizes:
+        (folder / split).mkdir(parents=True)
+        names = [f"part-{number:05d}.parquet" for number in range(num_files)]
+        (folder / split / "_file_list.txt").write_text("\n".join([str(num_files), *names]) + "\n")
+    view = HugectrView.of(spec, weights if spec.weighted else None)
+    rows = dict.fromkeys(sizes, 10**6)
+    view.save(folder, {"capacity_rows": capacity_rows, "num_rows": rows, "num_files": sizes})
+    (folder / "spec.json").write_text(spec.dump())
+    (folder / "etl.json").write_text(json.dumps({"fingerprint": "f", "capacity_rows": capacity_rows}))
+    return folder
+
+
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize(("gpus", "hosts"), [(1, 1), (4, 1), (16, 2)])
-def test_every_recipe_runs_on_any_number_of_hosts(
-    views: dict[str, Path], script: Script, gpus: int, hosts: int, release: str
+@pytest.mark.parametrize("sharding", [None, *SHARDINGS])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_and_plan_runs_on_any_number_of_hosts(
+    script: Script, tmp_path: Path, recipe: str, sharding: str | None, gpus: int, hosts: int, release: str
 ) -> None:
-    # The packaged recipes, planned on the view of the test's logs: the script reads the plan's model and topology.
-    spec, data = logs.spec(), views["hugectr"]
-    for recipe in (load_recipe("tiny", None),):
-        plan = plan_of(spec, data, gpus, recipe.model)
-        if json.loads((data / "hugectr.json").read_text())["num_files"]["train"] < gpus:
-            with pytest.raises(SystemExit, match=f"training files for {gpus} GPUs.*set etl.min_files to {gpus}"):
-                script(data, plan, release=release)
-            continue
-        graph = script(data, plan, release=release)
-        assert [len(host) for host in graph.solver["vvgpu"]] == [gpus // hosts] * hosts
-        assert graph.solver["batchsize"] == plan.batch_size
+    loaded = load_recipe(recipe, None)
+    data = described(tmp_path / "etl", loaded.feed, gpus)
+    asked = {table.name: sharding for table in loaded.feed.tables if sharding and gpus > 1}
+    plan = plan_of(loaded.feed, data, gpus, loaded.model, **asked)
+    graph = script(data, plan, release=release)
+    assert [len(host) for host in graph.solver["vvgpu"]] == [gpus // hosts] * hosts
+    assert graph.solver["batchsize"] == plan.batch_size
+    assert graph.solver["max_eval_batches"] == 100
+    assert len(graph.lookups) == len(loaded.feed.lookups)
+
+
+def test_fewer_files_than_gpus_end_before_hugectr_is_imported(script: Script, tmp_path: Path) -> None:
+    data = described(tmp_path / "etl", logs.spec(), 3)
+    with pytest.raises(SystemExit, match=r"3 training files for 4 GPUs.*set etl.min_files to 4"):
+        script(data, plan_of(logs.spec(), data, 4))
 
 
 FEATURES = [{"kind": "id", "name": "post_id", "table": "post", "side": "candidate"}]

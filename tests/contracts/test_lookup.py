@@ -13,7 +13,7 @@ from sparsefeed.errors import BundleError, RequestError
 from sparsefeed.etl.ids import IdMap, hash_strings
 from sparsefeed.etl.plan import DensePlan, LookupPlan, ServingPlan, TablePlan
 from sparsefeed.etl.snapshot import Snapshot, SnapshotSide
-from sparsefeed.models.store.ps_json import HpsTable, ps_json
+from sparsefeed.models.hps.ps_json import HpsTable, ps_json
 from sparsefeed.models.store.store import ParameterStore, write_tables
 from sparsefeed.workflows.serving.steps.lookup import LookupStep
 from sparsefeed.workflows.serving.steps.transform import TransformStep

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 from sparsefeed.errors import BundleError
 from sparsefeed.models.bundle import Manifest, open_version, publish_version
 from sparsefeed.models.delta import apply_delta
+from sparsefeed.models.hps.ps_json import problems_in
 from sparsefeed.models.store.hps import read_hps
-from sparsefeed.models.store.ps_json import problems_in
 from sparsefeed.models.store.rows import RowFormat
 from sparsefeed.models.store.store import ParameterStore, write_tables
 from sparsefeed.workflows import hps, stages

@@ -33,4 +33,9 @@ class EtlConfig(Frozen):
     shuffle: bool = False  # rows of a file
     on_bad_file: Literal["stop", "skip"] = "stop"  # a file that cannot be read: an error, or left out and recorded
     shuffle_seed: int = Field(default=0, ge=0)
-    view: Literal["torchrec", "hugectr"] = "torchrec"  # whose columns the training rows have
+    view: Literal["torchrec", "hugectr"] = "torchrec"  # who reads the training rows
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether rows of a file are shuffled: always for HugeCTR, which shuffles batches alone."""
+        return self.shuffle or self.view == "hugectr"

@@ -12,62 +12,70 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from sparsefeed.errors import DataError
-from sparsefeed.etl.hugectr_view import FORMAT, HugectrView
+from sparsefeed.errors import DataError, SpecError
+from sparsefeed.etl.hugectr_view import FORMAT, HugectrView, blocks, mapped_rows
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.progress import Progress, silent
 
 __all__ = ["check_hugectr", "problems_of"]
 
 
-def check_hugectr(folder: Path, gpus: int | None = None, progress: Progress = silent) -> int:
+def check_hugectr(folder: Path, progress: Progress = silent) -> int:
     """Check an ETL result that was written for HugeCTR; the number of rows that were read.
 
-    Args:
-        folder: of `sparsefeed etl --for hugectr`.
-        gpus: that will train; each needs a file of its own. None: not asked.
-        progress: told of the files.
-
     Raises:
-        DataError: something is not as it must be; a line for each, with file and column.
+        DataError: something is not as it must be; a line for each, with file, row and column.
     """
-    found = list(problems_of(folder, gpus, progress))
+    found = list(problems_of(folder, progress))
     if found:
         raise DataError("\n".join(found))
     return sum(_json(folder / "hugectr.json")["num_rows"].values())
 
 
-def problems_of(folder: Path, gpus: int | None = None, progress: Progress = silent) -> Iterator[str]:
+def problems_of(folder: Path, progress: Progress = silent) -> Iterator[str]:
     """What is wrong with a folder, one sentence each."""
     try:
-        said, spec = _json(folder / "hugectr.json"), FeedSpec.load(folder / "spec.json")
-        if said["format"] != FORMAT:
-            yield f"{folder / 'hugectr.json'}: format {said['format']}; this version reads {FORMAT}"
-            return
-        if said["spec_digest"] != spec.digest:
-            yield f"{folder / 'hugectr.json'}: is of spec {said['spec_digest']}, spec.json is {spec.digest}"
-        widths = {label["name"]: len(label["weights"]) for label in said["labels"]}
-        splits = [split for split in ("train", "valid") if said["num_rows"][split]]
-        files = {split: _files(folder / split) for split in splits}
-    except (DataError, KeyError, TypeError) as error:
+        said, etl = _json(folder / "hugectr.json"), _json(folder / "etl.json")
+        spec = FeedSpec.load(folder / "spec.json")
+        weights = pq.read_table(folder / "ips.parquet") if spec.weighted else None
+    except (DataError, SpecError, OSError, pa.ArrowException) as error:
         yield f"{folder}: is no result of `sparsefeed etl --for hugectr`: {error}"
         return
-    kinds = HugectrView.of(spec, None).kinds
-    if gpus and len(files["train"]) < gpus:
-        yield (
-            f"{folder / 'train'}: has {len(files['train'])} files for {gpus} GPUs, and each reads files of its own: "
-            f"set etl.min_files to {gpus} and run the ETL again"
-        )
-    done, total = 0, sum(map(len, files.values()))
-    for split, paths in files.items():
-        yield from _metadata_problems(folder / split, kinds, paths, said["num_rows"][split])
-        for path in paths:
-            progress(done, total, f"{path.parent.name}/{path.name}")
-            done += 1
-            yield from _file_problems(path, spec, kinds, widths, said["capacity_rows"])
+    view = HugectrView.of(spec, weights)
+    wanted = {
+        "format": FORMAT,
+        "spec_digest": spec.digest,
+        "capacity_rows": etl.get("capacity_rows"),
+        "num_rows": {"train": etl.get("num_train_rows"), "valid": etl.get("num_eval_rows")},
+        **view.described(),
+    }
+    wrong = [key for key in {*wanted, *said} if wanted.get(key) != said.get(key)]
+    if etl.get("spec_digest") != spec.digest:
+        yield f"{folder / 'etl.json'}: is of spec {etl.get('spec_digest')}, spec.json is {spec.digest}"
+    for key in sorted(wrong):
+        yield f"{folder / 'hugectr.json'}: {key} is {said.get(key)}; by the files beside it {wanted.get(key)}"
+    if wrong:
+        return
+    splits = {split: num for split, num in said["num_rows"].items() if num}
+    done, total = 0, sum(splits.values())
+    for split, num in splits.items():
+        path = folder / f"{split}.bin"
+        if not path.is_file() or path.stat().st_size != num * said["row_bytes"]:
+            size = path.stat().st_size if path.is_file() else "no"
+            yield f"{path}: has {size} bytes; {num} rows of {said['row_bytes']} have {num * said['row_bytes']}"
+            continue
+        rows = mapped_rows(path, said)
+        told: set[str] = set()  # of a column the first row says it all
+        for part in blocks(num):
+            progress(done, total, path.name)
+            done += len(rows[part])
+            for name, row, problem in _problems(rows[part], said, spec):
+                if name not in told:
+                    told.add(name)
+                    yield f'{path}: row {part.start + row}, "{name}": {problem}'
     progress(done, total, "checked")
 
 
@@ -78,125 +86,46 @@ def _json(path: Path) -> Any:
         raise DataError(f"{path}: not readable: {error}") from error
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        number, *names = (folder / "_file_list.txt").read_text("utf-8").split()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / '_file_list.txt'}: not readable: {error}") from error
-    if not number.isdigit() or int(number) != len(names):
-        raise DataError(f"{folder / '_file_list.txt'}: begins with {number}, and {len(names)} files follow")
-    return [folder / name for name in names]
-
-
-def _metadata_problems(folder: Path, kinds: dict[str, list[str]], paths: list[Path], num_rows: int) -> Iterator[str]:
-    """Between `_metadata.json`, the spec's columns and the files' rows."""
-    path = folder / "_metadata.json"
-    try:
-        metadata = _json(path)
-        rows = {stats["file_name"]: stats["num_rows"] for stats in metadata["file_stats"]}
-        found = {kind: [(c["col_name"], c["index"]) for c in metadata[kind]] for kind in kinds}
-    except (DataError, KeyError, TypeError) as error:
-        yield f"{path}: not HugeCTR's metadata: {error!r}"
-        return
+def _problems(rows: NDArray[Any], said: Any, spec: FeedSpec) -> Iterator[tuple[str, int, str]]:
+    """Column, row and what is wrong, of the first row of a column that is not as it must be."""
     at = 0
-    for kind, names in kinds.items():
-        wanted = [(name, at + i) for i, name in enumerate(names)]
-        at += len(names)
-        if found[kind] != wanted:
-            yield f"{path}: {kind} are {found[kind]}; must be {wanted}"
-    if sorted(rows) != sorted(p.name for p in paths):
-        yield f"{path}: has files {sorted(rows)}, _file_list.txt has {sorted(p.name for p in paths)}"
-    for file in paths:
-        try:
-            footer = pq.ParquetFile(file)
-        except (OSError, pa.ArrowException):
-            continue  # told of with the file
-        with footer:
-            if rows.get(file.name, footer.metadata.num_rows) != footer.metadata.num_rows:
-                yield f"{path}: says {rows[file.name]} rows of {file.name}, which has {footer.metadata.num_rows}"
-    if sum(rows.values()) != num_rows:
-        yield f"{path}: has {sum(rows.values())} rows, hugectr.json says {num_rows}"
-
-
-def _file_problems(
-    path: Path, spec: FeedSpec, kinds: dict[str, list[str]], widths: dict[str, int], capacities: dict[str, int]
-) -> Iterator[str]:
-    """In one file: columns, types, and every value."""
-    try:
-        file = pq.ParquetFile(path, memory_map=True)
-    except (OSError, pa.ArrowException) as error:
-        yield f"{path}: not readable as parquet: {error}"
-        return
-    with file:
-        wanted = [name for names in kinds.values() for name in names]
-        if file.schema_arrow.names != wanted:
-            yield f"{path}: has columns {file.schema_arrow.names}; must be {wanted}, in this order"
-            return
-        for number in range(file.metadata.num_row_groups):
-            try:
-                table = file.read_row_group(number, use_threads=False)
-            except (OSError, pa.ArrowException) as error:
-                yield f"{path}: row group {number}: {error}"
-                return
-            told = False
-            for name in wanted:
-                column = table.column(name).combine_chunks()
-                if name in widths:
-                    wrong = _label_problem(column, widths[name])
-                elif name in kinds["conts"]:
-                    wrong = _number_problem(column)
-                else:
-                    feature = spec.feature_by_name[name]
-                    capacity = capacities[spec.table_of(feature).name]  # type: ignore[arg-type]
-                    wrong = _id_problem(column, capacity, getattr(feature, "max_length", None))
-                if wrong:
-                    told = True
-                    yield f'{path}: row group {number}, column "{name}": {wrong}'
-            if told:
-                return  # the next ones are the same
-
-
-def _label_problem(column: pa.Array, width: int) -> str:
-    kind = pa.list_(pa.float32()) if width > 1 else pa.float32()
-    wrong = _type_problem(column, kind)
-    if wrong:
-        return wrong
-    if width > 1:
-        lengths = np.diff(column.offsets.to_numpy())
-        if (lengths != width).any():
-            return f"has lists of {int(lengths[lengths != width][0])}; all must have {width}"
-    values = (column.flatten() if width > 1 else column).to_numpy()
-    bad = ~np.isin(values, (-1, 0, 1))
-    return f"has label {values[bad][0]}; allowed: 0, 1, and -1 for none" if bad.any() else ""
-
-
-def _number_problem(column: pa.Array) -> str:
-    wrong = _type_problem(column, pa.float32())
-    if wrong:
-        return wrong
-    values = column.to_numpy()
-    return "" if np.isfinite(values).all() else f"is {values[~np.isfinite(values)][0]}; must be a number"
-
-
-def _id_problem(column: pa.Array, capacity: int, max_length: int | None) -> str:
-    wrong = _type_problem(column, pa.int64() if max_length is None else pa.list_(pa.int64()))
-    if wrong:
-        return wrong
-    if max_length is not None:
-        longest = int(np.diff(column.offsets.to_numpy()).max(initial=0))
-        if longest > max_length:
-            return f"has a list of {longest}; at most {max_length}"
-    found = pc.min_max(column if max_length is None else column.flatten())
-    least, most = found["min"].as_py(), found["max"].as_py()
-    if least is None or 1 <= least <= most < capacity:
-        return ""
-    return f"has id {least if least < 1 else most}; allowed: 1 to {capacity - 1}, its table's rows"
-
-
-def _type_problem(column: pa.Array, kind: pa.DataType) -> str:
-    got = column.type
-    same = got.value_type == kind.value_type if pa.types.is_list(got) and pa.types.is_list(kind) else got == kind
-    if not same:
-        return f"is {got}; must be {kind}"
-    nulls = column.null_count + (column.flatten().null_count if pa.types.is_list(got) else 0)
-    return f"has {nulls} nulls; none may be" if nulls else ""
+    for label in said["labels"]:
+        made = rows["labels"][:, at : at + len(label["weights"])]
+        at += len(label["weights"])
+        bad = ~np.isin(made, (-1, 0, 1)).all(axis=1) | ((made == 0).any(axis=1) & (made == 1).any(axis=1))
+        if bad.any():
+            row = int(np.argmax(bad))
+            yield label["response"], row, f"labels are {made[row].tolist()}; -1, or all the same of 0 and 1"
+    dense = dict(zip(said["dense"], rows["dense"].T, strict=True))
+    for name, values in dense.items():
+        if not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values)))
+            yield name, row, f"is {values[row]}; must be a number"
+    at = 0
+    for lookup in said["lookups"]:
+        name, most = lookup["name"], said["capacity_rows"][lookup["table"]]
+        ids = rows["ids"][:, at : at + lookup["max_length"]]
+        at += lookup["max_length"]
+        outside = ((ids < 0) | (ids >= most)).any(axis=1)
+        if outside.any():
+            row = int(np.argmax(outside))
+            yield name, row, f"ids are {ids[row].tolist()}; allowed: 1 to {most - 1}, its table's rows"
+            continue
+        if lookup["pooling"] == "one":
+            if (ids == 0).any():
+                yield name, int(np.argmax(ids == 0)), "is 0, padding; every row has an id"
+            continue
+        lengths = (ids > 0).sum(axis=1)
+        gaps = (ids[np.arange(len(ids)), np.maximum(lengths, 1) - 1] == 0) & (lengths > 0)
+        if gaps.any():
+            row = int(np.argmax(gaps))
+            yield name, row, f"ids are {ids[row].tolist()}; padding stands at the end alone"
+            continue
+        beside = {f"_pads_{name}": lookup["max_length"] - lengths, f"_inverse_{name}": 1 / np.maximum(lengths, 1)}
+        for column, wanted in beside.items():
+            off = np.abs(dense[column] - wanted) > 1e-6 if column in dense else np.zeros(len(rows), bool)
+            if off.any():
+                row = int(np.argmax(off))
+                yield column, row, f"is {dense[column][row]}; of {lengths[row]} ids it is {wanted[row]}"
+    if rows["ids"][:, at:].any():
+        yield "padding", int(np.argmax(rows["ids"][:, at:].any(axis=1))), "the last ids must be 0"

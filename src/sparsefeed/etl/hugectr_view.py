@@ -1,39 +1,34 @@
-"""HugeCTR's view of the training rows: its columns instead of the contract's (docs/contracts/hugectr.md).
+"""HugeCTR's view of the training rows: one raw file, rows of equal length (docs/contracts/hugectr.md).
 
-HugeCTR knows no weight of a sample; its loss weighs label columns and leaves out labels below 0. So a response has a
-column per distinct weight, y in the sample's own and -1 in the others. Where there are more weights than `MAX_COLUMNS`,
-the columns are the bits of the weight in fixed point instead: y where the bit is set, and a column weighs its bit.
+HugeCTR's embedding collection takes its rows from the reader of raw files alone, and that reader knows lists of one
+length alone. So a list is filled up with row 0, and beside it stands how often, for the model to take it off again.
+
+HugeCTR knows no weight of a sample either; its loss weighs label columns and leaves out labels below 0. So a response
+has a column per distinct weight, y in the sample's own and -1 in the others. Where there are more weights than
+`MAX_COLUMNS`, the columns are the bits of the weight in fixed point instead: y where the bit is set, and a column
+weighs its bit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from sparsefeed.etl.spec import FeedSpec, IdFeature
+from sparsefeed.etl.spec import FeedSpec, HistoryFeature, IdFeature, IdListFeature
 
-__all__ = [
-    "FORMAT",
-    "MAX_COLUMNS",
-    "HugectrView",
-    "LabelColumns",
-    "inverse_length",
-    "label_name",
-    "mean_pooled",
-    "read_labelled",
-]
+__all__ = ["FORMAT", "MAX_COLUMNS", "HugectrView", "LabelColumns", "lists", "padded_tables", "read_labelled"]
 
 FORMAT = 1  # of hugectr.json
-MAX_COLUMNS = 256
+MAX_COLUMNS = 24
 BITS = 24  # as many as a float32 has
+_BLOCK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -64,24 +59,22 @@ class LabelColumns:
         member[cells] = fixed[:, None] >> np.arange(BITS) & 1
         return cls(bit * 2.0 ** np.arange(BITS), member)
 
-    def labels(self, y: NDArray[np.float32], cells: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Labels of rows, float32 [n, K]: y where a column is a row's, else -1."""
-        return np.where(self.member[cells], y[:, None], np.float32(-1))
+    def labels(self, y: NDArray[np.float32], cells: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Labels of rows, int32 [n, K]: y where a column is a row's, else -1."""
+        return np.where(self.member[cells], y[:, None].astype(np.int32), np.int32(-1))
 
 
 @dataclass(frozen=True)
 class HugectrView:
-    """What columns HugeCTR gets, and what is in them.
+    """What stands in a row of HugeCTR's file.
 
     Attributes:
         spec: the declaration.
         labels: by response.
-        watched: rows that are not trained: y is in all label columns, so that HugeCTR's AUC counts each row.
     """
 
     spec: FeedSpec
     labels: Mapping[str, LabelColumns]
-    watched: bool = False
 
     @classmethod
     def of(cls, spec: FeedSpec, weights: pa.Table | None) -> HugectrView:
@@ -92,95 +85,130 @@ class HugectrView:
         return cls(spec, {name: LabelColumns.of(cells) for name, cells in by_cell.items()})
 
     @property
-    def kinds(self) -> dict[str, list[str]]:
-        """Columns by what HugeCTR's metadata calls them; this is their order in the files, too."""
+    def dense(self) -> list[str]:
+        """Dense columns: features, then per list how many of its ids are padding, and 1 / length where it is a mean."""
         spec = self.spec
-        dense = [feature.name for side in ("member", "candidate") for feature in spec.of_kind("dense", side=side)]
+        names = [feature.name for side in ("member", "candidate") for feature in spec.of_kind("dense", side=side)]
+        for feature in lists(spec):
+            names.append(f"_pads_{feature.name}")
+            if feature.pooling == "mean":
+                names.append(f"_inverse_{feature.name}")
+        return names or ["_none"]  # HugeCTR's reader wants one at least
+
+    def described(self) -> dict[str, Any]:
+        """What hugectr.json says of a row, all in the order of its columns."""
+        spec = self.spec
         return {
-            "labels": [label_name(number, response.name) for number, response in enumerate(spec.responses)],
-            "conts": [*dense, *(inverse_length(name) for name in mean_pooled(spec))],
-            "cats": [feature.name for feature in spec.lookups],
-        }
-
-    def table(self, rows: pa.Table) -> pa.Table:
-        """Rows of the contract's columns -> HugeCTR's."""
-        columns: dict[str, Any] = {}
-        for number, (response, made) in enumerate(self.labels.items()):
-            y = rows.column(f"y_{response}").to_numpy()
-            cells = rows.column(f"cell_{response}").to_numpy() if self.spec.weighted else np.zeros(len(y), np.int64)
-            many = np.repeat(y[:, None], len(made.weights), axis=1) if self.watched else made.labels(y, cells)
-            columns[label_name(number, response)] = _fixed_lists(many) if many.shape[1] > 1 else pa.array(many[:, 0])
-        means = mean_pooled(self.spec)
-        for name in self.kinds["conts"]:
-            if name in rows.column_names:
-                columns[name] = rows.column(name)
-        for name in means:
-            lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in rows.column(name).chunks])
-            columns[inverse_length(name)] = pa.array((1 / np.maximum(lengths, 1)).astype(np.float32))
-        return pa.table(columns | {name: rows.column(name) for name in self.kinds["cats"]})
-
-    def save(self, folder: Path, what: Mapping[str, Any]) -> None:
-        """Write `hugectr.json`, which models/hugectr/train.py reads; `what` is told there, too."""
-        spec = self.spec
-        said = {
-            "format": FORMAT,
-            "spec_digest": spec.digest,
-            **what,
             "labels": [
-                {"name": name, "response": response, "weights": made.weights.tolist()}
-                for name, (response, made) in zip(self.kinds["labels"], self.labels.items(), strict=True)
+                {"response": response, "weights": made.weights.tolist()} for response, made in self.labels.items()
             ],
-            "dense": [name for name in self.kinds["conts"] if name in spec.feature_by_name],
-            "inverse_lengths": mean_pooled(spec),
+            "dense": self.dense,
             "lookups": [
                 {
                     "name": feature.name,
                     "table": spec.table_of(feature).name,
-                    "is_list": not isinstance(feature, IdFeature),
                     "max_length": getattr(feature, "max_length", 1),
+                    "pooling": "one" if isinstance(feature, IdFeature) else feature.pooling,
                 }
                 for feature in spec.lookups
             ],
+            "padded_tables": padded_tables(spec),
+            "row_bytes": self.dtype.itemsize,
         }
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """A row: labels int32, dense float32, ids int64 of lookups padded with 0, and a 0 per padded table."""
+        width = sum(len(made.weights) for made in self.labels.values())
+        ids = sum(getattr(feature, "max_length", 1) for feature in self.spec.lookups)
+        return row_type(width, len(self.dense), ids + len(padded_tables(self.spec)))
+
+    def rows(self, table: pa.Table) -> NDArray[Any]:
+        """Rows of the contract's columns -> rows of the file, `dtype` [n]."""
+        spec, num = self.spec, table.num_rows
+        rows = np.zeros(num, self.dtype)
+        made = []
+        for response, columns in self.labels.items():
+            cells = table.column(f"cell_{response}").to_numpy() if spec.weighted else np.zeros(num, np.int64)
+            made.append(columns.labels(table.column(f"y_{response}").to_numpy(), cells))
+        rows["labels"] = np.concatenate(made, axis=1)
+        at = 0
+        lengths: dict[str, NDArray[np.int64]] = {}
+        for feature in spec.lookups:
+            column = table.column(feature.name).combine_chunks()
+            if isinstance(feature, IdFeature):
+                rows["ids"][:, at] = column.to_numpy()
+                at += 1
+                continue
+            offsets = column.offsets.to_numpy().astype(np.int64)
+            lengths[feature.name] = np.diff(offsets)
+            filled = np.arange(feature.max_length) < lengths[feature.name][:, None]
+            padded = rows["ids"][:, at : at + feature.max_length]
+            padded[filled] = column.flatten().to_numpy()
+            at += feature.max_length
+        for number, name in enumerate(self.dense):
+            kind, _, of = name[1:].partition("_")
+            if name in table.column_names:
+                rows["dense"][:, number] = table.column(name).to_numpy()
+            elif kind == "pads":
+                rows["dense"][:, number] = _length(spec, of) - lengths[of]
+            elif kind == "inverse":
+                rows["dense"][:, number] = 1 / np.maximum(lengths[of], 1)
+        return rows
+
+    def save(self, folder: Path, what: Mapping[str, Any]) -> None:
+        """Write `hugectr.json`, which models/hugectr/train.py reads; `what` is told there, too."""
+        said = {"format": FORMAT, "spec_digest": self.spec.digest, **what, **self.described()}
         (folder / "hugectr.json").write_text(json.dumps(said, indent=1) + "\n", "utf-8")
 
 
+def row_type(labels: int, dense: int, ids: int) -> np.dtype[Any]:
+    """A row with so many of each."""
+    return np.dtype([("labels", "<i4", (labels,)), ("dense", "<f4", (dense,)), ("ids", "<i8", (ids,))])
+
+
+def lists(spec: FeedSpec) -> list[IdListFeature | HistoryFeature]:
+    """Lookups of several ids, in the spec's order."""
+    return [feature for feature in spec.lookups if not isinstance(feature, IdFeature)]
+
+
+def padded_tables(spec: FeedSpec) -> list[str]:
+    """Tables that lists read, in the order of their first."""
+    return list(dict.fromkeys(spec.table_of(feature).name for feature in lists(spec)))
+
+
 def read_labelled(spec: FeedSpec, folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Dense features [n, D], labels [n, R] and weights [n, R] of `folder/train`, back from HugeCTR's columns.
+    """Dense features [n, D], labels [n, R] and weights [n, R] of `train.bin`, back from HugeCTR's columns.
 
     A row without any label column weighs 0, and its label is 0 whatever it was.
     """
-    described = json.loads((folder / "hugectr.json").read_text("utf-8"))["labels"]
-    columns = [*(feature.name for feature in spec.dense), *(label["name"] for label in described)]
-    table = ds.dataset(sorted(map(str, (folder / "train").glob("*.parquet")))).to_table(columns=columns)
-    dense = np.empty((len(table), len(spec.dense)), np.float32)
-    for number, feature in enumerate(spec.dense):
-        dense[:, number] = table.column(feature.name).to_numpy()
-    labels, weights = (np.empty((len(table), len(described)), np.float32) for _ in range(2))
-    for number, label in enumerate(described):
-        column = table.column(label["name"]).combine_chunks()
-        values = column.flatten() if pa.types.is_list(column.type) else column
-        made = values.to_numpy().reshape(len(table), len(label["weights"]))
-        labels[:, number] = np.maximum(made.max(axis=1), 0)
-        weights[:, number] = (made >= 0) @ np.asarray(label["weights"])
+    said = json.loads((folder / "hugectr.json").read_text("utf-8"))
+    rows = mapped_rows(folder / "train.bin", said)
+    columns = [said["dense"].index(feature.name) for feature in spec.dense]
+    dense = np.empty((len(rows), len(columns)), np.float32)
+    labels, weights = (np.empty((len(rows), len(said["labels"])), np.float32) for _ in range(2))
+    for part in blocks(len(rows)):
+        dense[part] = rows["dense"][part][:, columns]
+        at = 0
+        for number, label in enumerate(said["labels"]):
+            made = rows["labels"][part][:, at : at + len(label["weights"])]
+            at += len(label["weights"])
+            labels[part, number] = np.maximum(made.max(axis=1), 0)
+            weights[part, number] = (made >= 0) @ np.asarray(label["weights"])
     return dense, labels, weights
 
 
-def label_name(number: int, response: str) -> str:
-    """HugeCTR cuts the label columns in the order of their names, so names begin with their number."""
-    return f"label{number:03d}_{response}"
+def mapped_rows(path: Path, said: Mapping[str, Any]) -> NDArray[Any]:
+    """The rows of a file, memory-mapped, as `hugectr.json` has them; the file is a whole number of them."""
+    ids = sum(lookup["max_length"] for lookup in said["lookups"]) + len(said["padded_tables"])
+    kind = row_type(sum(len(label["weights"]) for label in said["labels"]), len(said["dense"]), ids)
+    return np.memmap(path, kind, "r") if path.stat().st_size else np.empty(0, kind)
 
 
-def inverse_length(feature: str) -> str:
-    """Name of the column with 1 / length of a list, 1 of an empty one."""
-    return f"_inverse_{feature}"
+def blocks(num_rows: int) -> Iterator[slice]:
+    """Slices that cover so many rows."""
+    return (slice(start, start + _BLOCK_ROWS) for start in range(0, num_rows, _BLOCK_ROWS))
 
 
-def mean_pooled(spec: FeedSpec) -> list[str]:
-    """Lists whose pooled vector is a mean."""
-    return [f.name for f in spec.lookups if not isinstance(f, IdFeature) and f.pooling == "mean"]
-
-
-def _fixed_lists(values: NDArray[np.float32]) -> pa.ListArray:
-    num, width = values.shape
-    return pa.ListArray.from_arrays(pa.array(np.arange(num + 1, dtype=np.int32) * width), pa.array(values.reshape(-1)))
+def _length(spec: FeedSpec, name: str) -> int:
+    return int(getattr(spec.feature_by_name[name], "max_length"))  # noqa: B009  a list has one

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: s
     files = [
         (f.path.removeprefix(f"{logs.root}/"), f.stored.size, f.stored.mark) for f in (*logs.impressions, *logs.actions)
     ]
-    written = config.model_dump(mode="json", exclude={"cluster"})
+    written = config.model_dump(mode="json", exclude={"cluster", "view"})  # ids are the same in any view
     text = json.dumps([FORMAT, spec.dump(), written, files, previous])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -85,7 +85,8 @@ def run(
         config = config.model_copy(update={"eval_days": 0})
     skipped = Skipped.of(summary.get("skipped", []), config.on_bad_file == "skip")
     logs = skipped.open(logs_root, spec, config)
-    if summary.get("fingerprint") == _fingerprint(spec, config, logs, before):
+    same_view = summary.get("view", "torchrec") == config.view
+    if same_view and summary.get("fingerprint") == _fingerprint(spec, config, logs, before):
         progress(4, 4, "nothing to do: made from the same spec and logs")
         return summary
 
@@ -220,7 +221,7 @@ def _make(
             view: HugectrView | None,
         ) -> int:
             out = feed.transform(dataset_of(spec, read, partitions, logs.text_impressions))
-            seed = config.shuffle_seed if config.shuffle else None
+            seed = config.shuffle_seed if config.shuffles else None
             return write_training_data(out.to_ddf(), out.schema, spec, folder, config.row_group_rows, seed, view)
 
         assert read.repeats is not None
@@ -289,7 +290,7 @@ def fit_and_write(
             progress(3, 4, "writing the evaluation parquet")
             num_rows["eval"] = write(feed, read, parts["eval"], folder / "eval", None)
         if eval_days and view:
-            write(feed, read, parts["eval"], folder / "valid", replace(view, watched=True))
+            write(feed, read, parts["eval"], folder / "valid", view)
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})
     if len(parts["train"]) < config.min_files:
         notes.append(
@@ -304,9 +305,8 @@ def fit_and_write(
     maps, weights = feed.map_ids.maps, feed.ips.summary() if feed.ips else {}
     capacity_rows = {name: id_map.capacity_rows for name, id_map in maps.items()}
     if view:
-        files = {name: len(list((folder / name).glob("*.parquet"))) for name in ("train", "valid")}
         rows = {"train": num_rows["train"], "valid": num_rows["eval"]}
-        view.save(folder, {"capacity_rows": capacity_rows, "num_rows": rows, "num_files": files})
+        view.save(folder, {"capacity_rows": capacity_rows, "num_rows": rows})
     feed.clear()
     return {
         "view": config.view,

@@ -281,7 +281,7 @@ def _write(
     view: HugectrView | None,
 ) -> int:
     """Transform and write partitions, where they are read."""
-    seed = config.shuffle_seed if config.shuffle else None
+    seed = config.shuffle_seed if config.shuffles else None
     write = file_writer(feed.schema, feed.spec, folder, config.row_group_rows, seed, view)
     files = read.over(partitions, partial(_transform_and_write, feed, write))
     return describe(files, feed.schema, feed.spec, folder, view)
@@ -294,7 +294,7 @@ def _transform_and_write(feed: FeedWorkflow, write: WriteFile, frames: Frames) -
 
 def _fingerprint(spec: FeedSpec, config: EtlConfig, laid: Laid) -> str:
     """Digest of everything the result depends on: the spec, the split and the rows."""
-    written = config.model_dump(mode="json", exclude={"cluster"})
+    written = config.model_dump(mode="json", exclude={"cluster", "view"})
     text = json.dumps([spec.dump(), written, laid.digest, laid.num_logged])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class WriteFile:
         row_group_rows: rows of a row group.
         texts: columns with few distinct values for their number, worth a dictionary.
         shuffle_seed: rows are put in a random order that it and the partition's number decide; None: they stay.
-        view: HugeCTR's columns are written instead; None: these.
+        view: HugeCTR's rows are written instead; None: these.
     """
 
     folder: Path
@@ -55,7 +56,7 @@ class WriteFile:
 
         There is no file of a partition that has no rows, for all of them repeat others or were not sampled.
         """
-        path = self.folder / f"part-{number:05d}.parquet"
+        path = self.folder / f"part-{number:05d}.{'bin' if self.view else 'parquet'}"
         if not len(frame):
             return path.name, 0
         to_arrow = getattr(frame, "to_arrow", None)  # cuDF's
@@ -65,20 +66,19 @@ class WriteFile:
         if self.shuffle_seed is not None:
             random = np.random.default_rng([self.shuffle_seed, number])
             table = table.take(pa.array(random.permutation(len(table))))
-        dictionaries = list(self.texts)
-        if self.view:
-            table = self.view.table(table)
-            dictionaries = [f"{name}.list.element" for name in self.view.kinds["labels"]]  # of three values
-        table = without_nulls(table)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        pq.write_table(
-            table,
-            partial,
-            compression="none",
-            use_dictionary=dictionaries,
-            row_group_size=self.row_group_rows,
-            write_statistics=False,
-        )
+        if self.view:
+            with partial.open("wb") as file:
+                file.write(self.view.rows(table).data)
+        else:
+            pq.write_table(
+                without_nulls(table),
+                partial,
+                compression="none",
+                use_dictionary=list(self.texts),
+                row_group_size=self.row_group_rows,
+                write_statistics=False,
+            )
         partial.replace(path)
         return path.name, len(table)
 
@@ -134,7 +134,7 @@ def write_training_data(
         folder: of the files.
         row_group_rows: rows of a row group.
         shuffle_seed: None leaves rows in order.
-        view: HugeCTR's columns are written instead; None: these.
+        view: HugeCTR's rows are written instead, into one file `<folder>.bin`; None: these.
     """
     write = file_writer(schema, spec, folder, row_group_rows, shuffle_seed, view)
     tasks = [delayed(write)(part, number, pure=False) for number, part in enumerate(ddf.to_delayed())]
@@ -153,30 +153,38 @@ def describe(
         schema: Merlin's, of the columns, in order.
         spec: says which columns are labels, dense and ids.
         folder: of the files.
-        view: whose columns were written instead, if any.
+        view: whose rows were written instead, if any: the files become one.
     """
     files = [file for file in files if file[1]]
+    if view:
+        _join([folder / name for name, _ in files], folder.with_suffix(".bin"))
+        folder.rmdir()
+        return sum(num for _, num in files)
+    index = {name: i for i, name in enumerate(schema.column_names)}
     kinds = {
         "cats": [f.name for f in spec.lookups],
         "conts": [f.name for f in spec.dense],
         "labels": [label(r.name) for r in spec.responses],
     }
-    names = schema.column_names
-    if view:
-        kinds = view.kinds
-        names = [name for of_kind in kinds.values() for name in of_kind]
-    index = {name: i for i, name in enumerate(names)}
     metadata = {
         "file_stats": [{"file_name": name, "num_rows": num} for name, num in files],
         **{kind: [{"col_name": name, "index": index[name]} for name in names] for kind, names in kinds.items()},
     }
     (folder / "_metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", "utf-8")
     # By name: HugeCTR reads them from the folder it is started in.
-    listed = [name for name, _ in files]
-    (folder / "_file_list.txt").write_text("\n".join([str(len(listed)), *listed]) + "\n", "utf-8")
-    if not view:
-        described = TensorflowMetadata.from_merlin_schema(schema)
-        described.to_proto_text_file(str(folder))
-        (folder / ".merlin").mkdir()
-        described.to_json_file(str(folder / ".merlin"))
+    names = [name for name, _ in files]
+    (folder / "_file_list.txt").write_text("\n".join([str(len(names)), *names]) + "\n", "utf-8")
+    described = TensorflowMetadata.from_merlin_schema(schema)
+    described.to_proto_text_file(str(folder))
+    (folder / ".merlin").mkdir()
+    described.to_json_file(str(folder / ".merlin"))
     return sum(num for _, num in files)
+
+
+def _join(parts: Sequence[Path], path: Path) -> None:
+    """One file of all, each part removed as it is taken: the disk holds them once and one part more."""
+    with path.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, whole, 1 << 24)
+            part.unlink()

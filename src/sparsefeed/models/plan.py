@@ -25,9 +25,8 @@ __all__ = ["DenseSize", "Plan", "TablePlan", "make_plan"]
 
 _FLOAT, _ID = 4, 8  # bytes
 _SPARE = 0.9  # share of a device's memory that is planned with
-_FRAMES = (
-    1.02  # bytes on the wire for each byte that is sent: headers, acknowledgements, sizes that ranks exchange first
-)
+# Bytes on the wire for each that is sent: headers, acknowledgements, sizes that ranks exchange first.
+_FRAMES = 1.02
 
 
 class TablePlan(Frozen):

@@ -249,7 +249,9 @@ def export(
     if plan and not given:
         raise typer.BadParameter("says how --for cuts columns; give that, too", param_hint="--plan")
     if taken:
-        console.print(f"taken: {take_run(loaded, place, taken[1])}")
+        with stage("take") as progress:
+            checkpoint = take_run(loaded, place, taken[1], progress)
+        console.print(f"taken: {checkpoint}")
     if given:
         console.print(f"weights of {give_weights(loaded, place, given[1], plan)} in {given[1]}")
         return

@@ -18,9 +18,9 @@ from typing import Any
 from sparsefeed.errors import BundleError, did_you_mean
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import open_version
+from sparsefeed.models.hps.ps_file import ExaminedFile, examine
+from sparsefeed.models.hps.ps_json import HpsModel, HpsTable, ps_json
 from sparsefeed.models.store.hps import write_sparse
-from sparsefeed.models.store.ps_file import ExaminedFile, examine
-from sparsefeed.models.store.ps_json import HpsModel, HpsTable, ps_json
 from sparsefeed.models.store.store import ParameterStore
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.serving.config import ServingConfig

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sparsefeed.errors import TrainError
 from sparsefeed.lock import only_writer
+from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.stages import read_etl
 from sparsefeed.workflows.workspace import Workspace
@@ -13,7 +14,7 @@ from sparsefeed.workflows.workspace import Workspace
 __all__ = ["give_weights", "take_run"]
 
 
-def take_run(recipe: Recipe, workspace: Workspace, folder: Path) -> Path:
+def take_run(recipe: Recipe, workspace: Workspace, folder: Path, progress: Progress = silent) -> Path:
     """Take a run of HugeCTR as the workspace's trained model; its checkpoint.
 
     Everything after training then goes on with it: `eval`, `export`, `train --day`.
@@ -21,6 +22,8 @@ def take_run(recipe: Recipe, workspace: Workspace, folder: Path) -> Path:
     from sparsefeed.models.hugectr.exchange import HugectrRun, from_hugectr
 
     spec, _ = read_etl(recipe, workspace)
+    if spec.weighted and recipe.train.weights == "none":
+        raise TrainError(f"{folder}: HugeCTR's rows are weighted, the recipe says train.weights: none; take that out")
     run, model = HugectrRun.read(folder), recipe.model
     for name, got in run.model.model_dump().items():
         if got != getattr(model, name):
@@ -34,7 +37,7 @@ def take_run(recipe: Recipe, workspace: Workspace, folder: Path) -> Path:
         if not alone:
             raise TrainError(f"{out}: another training is writing it now; wait for it, or name another workspace")
         config = recipe.train.model_copy(update={"processes": 1})
-        return from_hugectr(folder, spec, workspace.etl, out, model, config)
+        return from_hugectr(folder, spec, workspace.etl, out, model, config, progress)
 
 
 def give_weights(recipe: Recipe, workspace: Workspace, folder: Path, plan: Path | None) -> Path:

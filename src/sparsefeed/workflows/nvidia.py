@@ -51,13 +51,12 @@ def _hugectr_group() -> None:
 @hugectr.command("check")
 def check_rows(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Of `etl --for hugectr`.", show_default=False)],
-    gpus: Annotated[int | None, typer.Option(min=1, help="That will train; each needs a file of its own.")] = None,
 ) -> None:
     """Read every value of training rows for HugeCTR, and say each thing it would stumble over or misread."""
     from sparsefeed.etl.hugectr_check import check_hugectr
 
     with stage("check") as progress:
-        rows = check_hugectr(folder, gpus, progress)
+        rows = check_hugectr(folder, progress)
     console.print(f"{rows:,} rows: no problem")
 
 

@@ -30,7 +30,13 @@ def plan_of(spec: FeedSpec, data: Path, gpus: int, model: ModelConfig = MODEL, *
 
 
 def run_script(
-    patch: pytest.MonkeyPatch, folder: Path, data: Path, plan: Plan, *options: str, release: str = "24.06"
+    patch: pytest.MonkeyPatch,
+    folder: Path,
+    data: Path,
+    plan: Plan,
+    *options: str,
+    release: str = "24.06",
+    spec: Path | None = None,
 ) -> Graph:
     """Run it in `folder`, where it writes `out`; what it recorded."""
     stub = Stub(release)
@@ -40,7 +46,7 @@ def run_script(
     with patch.context() as patched:
         patched.setitem(sys.modules, "hugectr", stub.module)
         patched.setitem(sys.modules, "mpi4py", mpi)
-        given = ["--spec", data / "spec.json", "--data", data, "--plan", "plan.json", "--out", "out"]
+        given = ["--spec", spec or data / "spec.json", "--data", data, "--plan", "plan.json", "--out", "out"]
         patched.setattr(sys, "argv", ["train.py", *map(str, given), *options])
         patched.chdir(folder)
         runpy.run_path(train.__file__, run_name="__main__")

@@ -9,11 +9,16 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
+
+from sparsefeed.models.hugectr.formats import DumpedTable, write_dense, write_dump
 
 API = json.loads((Path(__file__).parent / "api.json").read_text("utf-8"))
 RELEASES = ("24.06", "25.03")
@@ -63,11 +68,15 @@ class Graph:
     reader: Recorded
     optimizer: Recorded
     input: Recorded | None = None
+    labels: list[str] = field(default_factory=list)
+    tables: dict[str, Recorded] = field(default_factory=dict)
     lookups: list[dict[str, Any]] = field(default_factory=list)
     shards: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)  # of a table's columns
     layers: list[Layer] = field(default_factory=list)
     shapes: dict[str, Shape] = field(default_factory=dict)  # of tensors, without the batch
     consumers: dict[str, list[str]] = field(default_factory=dict)
+    across: Member | None = None  # how hosts share vectors
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # of the model, after `add`
 
     @property
@@ -249,6 +258,36 @@ def call_model(graph: Graph, method: str, bound: Recorded) -> None:
     if method in ("embedding_dump", "embedding_load") and bound["table_names"]:
         raise Mistake(f"Model.{method}: table_names writes wrong ids in 24.06")
     graph.calls.append((method, bound.arguments))
+    if method == "save_params_to_files":
+        floats = sum(int(np.prod(shape)) for layer in graph.layers for shape in parameter_shapes(graph, layer))
+        write_dense(Path(f"{bound['prefix']}_dense_{bound['iter']}.model"), [np.zeros(floats, np.float32)])
+    if method == "embedding_dump":
+        shutil.rmtree(bound["path"], ignore_errors=True)
+        write_dump(Path(bound["path"]), [
+            DumpedTable(number, np.arange(rows), np.zeros((rows, width), np.float32))
+            for number, (rows, width) in enumerate(dumped(graph))
+        ])  # fmt: skip
+
+
+def dumped(graph: Graph) -> list[tuple[int, int]]:
+    """Rows and width of what a dump has: tables by their first lookups, a table's parts one after the other."""
+    order = dict.fromkeys(lookup["table_config"]["name"] for lookup in graph.lookups)
+    found = []
+    for name in order:
+        table, parts = graph.tables[name], graph.parts[name]
+        found += [(table["max_vocabulary_size"], table["ev_size"] // parts)] * parts
+    return found
+
+
+def parameter_shapes(graph: Graph, layer: Layer) -> list[tuple[int, ...]]:
+    """In the order a `.model` file has them."""
+    width = graph.shapes[layer.bottoms[0]][-1]
+    if layer.kind == "InnerProduct":
+        return [(width, layer.settings["num_output"]), (layer.settings["num_output"],)]
+    if layer.kind == "MultiCross":
+        rank = layer.settings["projection_dim"]
+        return [(width, rank), (rank, width), (width,)] * layer.settings["num_layers"]
+    return []
 
 
 def new_tensor(graph: Graph, name: str, shape: Shape, by: str) -> None:
@@ -258,28 +297,40 @@ def new_tensor(graph: Graph, name: str, shape: Shape, by: str) -> None:
 
 
 def add_input(graph: Graph, added: Recorded) -> None:
-    names = added["label_names"]
+    names = graph.labels = added.arguments.get("label_names") or [added["label_name"]]
+    widths = added.arguments.get("label_dims") or [added["label_dim"]]
     if names != sorted(names):
         raise Mistake(f"Input: labels {names} are cut in the order of their names, columns come in the files' order")
-    if len(names) != len(added["label_dims"]):
+    if len(names) != len(widths):
         raise Mistake("Input: label_names and label_dims differ in length")
-    for name, width in zip(names, added["label_dims"], strict=True):
+    if min(widths) < 1 or added["dense_dim"] < 1:
+        raise Mistake("Input: the reader of raw files wants a label and a dense column at least")
+    for name, width in zip(names, widths, strict=True):
         new_tensor(graph, name, (width,), "Input")
     new_tensor(graph, added["dense_name"], (added["dense_dim"],), "Input")
     for sparse in added["data_reader_sparse_param_array"]:
         if sparse["slot_num"] != 1:
             raise Mistake(f"Input: {sparse['top_name']}: slot_num must be 1 with a collection")
+        if not sparse["is_fixed_length"]:
+            raise Mistake(f"Input: {sparse['top_name']}: the reader of raw files has lists of one length alone")
     graph.input = added
 
 
 def add_tables(graph: Graph, added: Recorded) -> None:
     if not graph.solver["use_embedding_collection"]:
         raise Mistake("EmbeddingCollectionConfig: needs use_embedding_collection")
-    rules, tables = API["embedding"], {}
+    reader = graph.reader["data_reader_type"].name
+    if reader != "RawAsync" or not graph.reader["async_param"] or not graph.reader["async_param"]["multi_hot_reader"]:
+        raise Mistake(
+            f"EmbeddingCollectionConfig: throws at the first step with {reader}; needs the multi-hot RawAsync"
+        )
+    rules, tables = API["embedding"], graph.tables
     sparse = {one["top_name"]: one for one in graph.input["data_reader_sparse_param_array"]}
-    for method, call in added.calls:
-        if method != "embedding_lookup":
-            continue
+    lookups = [call for method, call in added.calls if method == "embedding_lookup"]
+    at_once = isinstance(lookups[0]["table_config"], list)
+    if at_once and len(lookups) > 1:
+        raise Mistake("embedding_lookup: with lists it must be the only call")
+    for call in spread(lookups[0]) if at_once else lookups:
         table = call["table_config"]
         if tables.setdefault(table["name"], table) is not table:
             raise Mistake(f"embedding_lookup: two tables are called {table['name']}")
@@ -287,24 +338,39 @@ def add_tables(graph: Graph, added: Recorded) -> None:
             raise Mistake(f"embedding_lookup: no input {call['bottom_name']}")
         if call["combiner"] not in rules["ebc_combiners"]:
             raise Mistake(f"embedding_lookup: combiner {call['combiner']!r}; allowed: {rules['ebc_combiners']}")
-        if call["combiner"] == "average" and not sparse[call["bottom_name"]]["is_fixed_length"]:
-            raise Mistake(f"embedding_lookup: {call['bottom_name']}: the average of an empty list is 0 / 0")
+        if call["combiner"] == "average":
+            raise Mistake(f"embedding_lookup: {call['bottom_name']}: the average counts padding, too")
         if table["ev_size"] > rules["ev_size_max"]:
             raise Mistake(f"EmbeddingTableConfig: {table['name']}: ev_size {table['ev_size']} > {rules['ev_size_max']}")
         static = table["max_vocabulary_size"] > 0
         allowed = rules["static_table_optimizers" if static else "dynamic_table_optimizers"]
         if graph.optimizer["optimizer_type"].name not in allowed:
             raise Mistake(f"table {table['name']}: {graph.optimizer['optimizer_type'].name} is none of {allowed}")
-        new_tensor(graph, call["top_name"], (1, table["ev_size"]), "embedding_lookup")
+        if not at_once:
+            new_tensor(graph, call["top_name"], (1, table["ev_size"]), "embedding_lookup")
         graph.lookups.append(call)
+    if at_once:
+        width = sum(call["table_config"]["ev_size"] for call in graph.lookups)
+        new_tensor(graph, lookups[0]["top_name"], (width,), "embedding_lookup")
     shards = [call for method, call in added.calls if method == "shard"]
     if len(shards) != 1:
         raise Mistake("EmbeddingCollectionConfig: shard must be called once")
-    check_shards(graph, shards[0], tables)
-    graph.shards = shards[0]
+    check_shards(graph, shards[0], tables, at_once)
+    graph.shards, graph.across = shards[0], added["comm_strategy"]
 
 
-def check_shards(graph: Graph, shards: dict[str, Any], tables: dict[str, Recorded]) -> None:
+def spread(call: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lookups of a call with lists."""
+    names = ("table_config", "bottom_name", "combiner")
+    if len({len(call[name]) for name in names}) > 1:
+        raise Mistake("embedding_lookup: table_config, bottom_name and combiner differ in length")
+    return [
+        {**dict(zip(names, values, strict=True)), "top_name": call["top_name"]}
+        for values in zip(*(call[name] for name in names), strict=True)
+    ]
+
+
+def check_shards(graph: Graph, shards: dict[str, Any], tables: dict[str, Recorded], at_once: bool) -> None:
     matrix, seen = shards["shard_matrix"], []
     if len(matrix) != graph.num_gpus:
         raise Mistake(f"shard: a matrix of {len(matrix)} rows for {graph.num_gpus} GPUs")
@@ -318,6 +384,9 @@ def check_shards(graph: Graph, shards: dict[str, Any], tables: dict[str, Recorde
                 raise Mistake(f"shard: {name} ({kind}) is on {on} of {len(matrix)} GPUs")
             if tables[name]["ev_size"] % parts or on % parts or (kind == "dp" and parts > 1):
                 raise Mistake(f"shard: {name} cannot be cut in {parts} columns on {on} GPUs")
+            if parts > 1 and not at_once:
+                raise Mistake(f"shard: {name}: columns are cut wrongly unless all lookups are made at once")
+            graph.parts[name] = parts
             seen.append(name)
     if sorted(seen) != sorted(tables):
         raise Mistake(f"shard: has {sorted(seen)}, the collection {sorted(tables)}")
@@ -376,7 +445,7 @@ def shapes_of(
             if not 0 <= low < high <= first[-1] or low < before or high < after:
                 raise Mistake(f"{by}: range {low, high} of {first[-1]} columns; they must rise")
         return [(high - low,) for low, high in ranges]
-    if kind in ("ElementwiseMultiply", "Add"):
+    if kind in ("ElementwiseMultiply", "Add", "Sub"):
         if len(set(shapes)) > 1:
             raise Mistake(f"{by}: shapes {shapes} differ")
         return [first]
@@ -385,7 +454,9 @@ def shapes_of(
             raise Mistake(f"{by}: the gradient of Scale is of its first copy alone, and {bottoms[0]} learns")
         return [(first[0] * int(added["factor"]),)]
     if kind in ("BinaryCrossEntropyLoss", "MultiCrossEntropyLoss"):
-        if bottoms[1] not in graph.input["label_names"]:
+        if any(layer.kind.endswith("Loss") for layer in graph.layers):
+            raise Mistake(f"{by}: with a collection the first loss alone is computed")
+        if bottoms[1] not in graph.labels:
             raise Mistake(f"{by}: {bottoms[1]} is no label; bottoms are prediction and label")
         if shapes[0] != shapes[1]:
             raise Mistake(f"{by}: prediction {shapes[0]}, label {shapes[1]}")
@@ -416,13 +487,13 @@ def learns(graph: Graph, tensor: str) -> bool:
 
 def check_graph(graph: Graph) -> None:
     losses = {top for layer in graph.layers if layer.kind.endswith("Loss") for top in layer.tops}
-    labels = set(graph.input["label_names"])
+    labels = set(graph.labels)
     if not losses:
         raise Mistake("compile: no loss")
     for name, consumers in graph.consumers.items():
         if not consumers and name in labels:
             raise Mistake(f"compile: label {name} has no loss")
-        if not consumers and name not in losses and graph.shapes[name] != (0,):
+        if not consumers and name not in losses and name != graph.input["dense_name"]:
             raise Mistake(f"compile: nothing takes {name}: its values would be taken for its gradient")
         if len(consumers) > API["max_consumers_per_tensor"]:
             raise Mistake(f"compile: {len(consumers)} layers take {name}; at most {API['max_consumers_per_tensor']}")

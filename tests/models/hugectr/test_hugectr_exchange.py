@@ -23,7 +23,7 @@ from sparsefeed.models.torchrec.train import train
 from tests import logs
 from tests.models.hugectr.conftest import Script
 from tests.models.hugectr.scripts import MODEL, plan_of
-from tests.models.hugectr.test_hugectr_twin import hugectr_batch, rows_of
+from tests.models.hugectr.test_hugectr_twin import hugectr_batch
 from tests.models.hugectr.twin import Twin
 
 CONFIG = TrainConfig(processes=1, batch_size=64)
@@ -41,9 +41,6 @@ def run_folder(views: dict[str, Path], trained: Path, tmp_path: Path) -> Path:
     """As train.py leaves it, with that checkpoint's weights, its tables cut in columns, on the view's data."""
     plan = plan_of(SPEC, views["hugectr"], 4, member="column_wise", post="column_wise")
     to_hugectr(trained, SPEC, plan, tmp_path / "run")
-    said = json.loads((tmp_path / "run" / "hugectr.json").read_text())
-    said["etl"] = json.loads((views["hugectr"] / "etl.json").read_text())["fingerprint"]
-    (tmp_path / "run" / "hugectr.json").write_text(json.dumps(said))
     return tmp_path / "run"
 
 
@@ -84,7 +81,7 @@ def test_scores_of_a_taken_run_are_the_twins(
     dumped = iter(read_dump(run_folder / "embeddings"))
     tables = {t.name: np.concatenate([next(dumped).rows for _ in range(t.parts)], axis=1) for t in run.tables}
     twin = Twin(graph, flat, tables)
-    given = hugectr_batch(views["hugectr"], rows_of(views["hugectr"], "valid"))
+    given = hugectr_batch(views["hugectr"], "valid", None)
     scorer = Scorer(SPEC, taken(run_folder, views, tmp_path / "out"))
     np.testing.assert_allclose(scorer.score(views["hugectr"] / "eval"), twin.forward(given)["logits"], atol=1e-5)
 
@@ -102,6 +99,11 @@ def rewritten(folder: Path, **changes: Any) -> None:
     (folder / "hugectr.json").write_text(json.dumps(said | changes))
 
 
+def grown(folder: Path) -> None:
+    tables = json.loads((folder / "hugectr.json").read_text())["tables"]
+    rewritten(folder, tables=[{**tables[0], "rows": 99}, *tables[1:]])
+
+
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
@@ -111,6 +113,7 @@ def rewritten(folder: Path, **changes: Any) -> None:
         (lambda run: rewritten(run, etl="other"), TrainError, "was trained on ETL run other"),
         (lambda run: rewritten(run, step=5), BadFileError, "model_dense_5.model: not readable"),
         (lambda run: rewritten(run, tables=[]), BadFileError, "has tables .*; the spec has"),
+        (grown, BadFileError, 'table "member": 99 rows; the ETL result has'),
         (lambda run: shutil.rmtree(run / "embeddings"), BadFileError, "meta_data: not readable"),
         (
             lambda run: next(run.glob("*.model")).write_bytes(next(run.glob("*.model")).read_bytes()[4:]),
@@ -150,3 +153,46 @@ def test_weights_are_not_written_over_others(trained: Path, tmp_path: Path) -> N
     (tmp_path / "weights").mkdir()
     with pytest.raises(TrainError, match="exists; name a folder that does not"):
         to_hugectr(trained, SPEC, None, tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: {"tables": plan.tables[:1]}, "plan: has tables .*; the spec has"),
+        (
+            lambda plan: {
+                "tables": tuple(
+                    t.model_copy(update={"sharding": "column_wise", "devices": (0, 1, 2)}) for t in plan.tables
+                )
+            },
+            "cannot be cut in 3 parts; plan again",
+        ),
+    ],
+)
+def test_weights_for_another_plan_leave_nothing(
+    views: dict[str, Path], trained: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    plan = plan_of(SPEC, views["hugectr"], 4)
+    with pytest.raises(TrainError, match=message):
+        to_hugectr(trained, SPEC, plan.model_copy(update=change(plan)), tmp_path / "weights")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_keeps_its_model_until_the_new_one_is_in_place(
+    views: dict[str, Path], run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    before = taken(run_folder, views, out)
+    held = load_tables(before)["post"].copy()
+
+    def fails(*args: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("sparsefeed.models.hugectr.exchange._replace", fails)
+    with pytest.raises(OSError, match="the disk is gone"):
+        taken(run_folder, views, out)
+    assert finished(out) == before
+    np.testing.assert_array_equal(load_tables(before)["post"], held)
+    monkeypatch.undo()
+    assert finished(out) == taken(run_folder, views, out)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [before.name]

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sparsefeed.errors import BadFileError
+from sparsefeed.models.hugectr import formats
 from sparsefeed.models.hugectr.formats import (
     DumpedTable,
-    joined_rows,
+    put_rows,
     read_bin,
     read_dense,
     read_dump,
@@ -154,26 +155,43 @@ def test_a_dense_model_of_another_shape_or_with_no_number_is_refused(tmp_path: P
         read_dense(tmp_path / "none", [(2,)])
 
 
+def put(parts: list[DumpedTable], rows: int, dim: int) -> np.ndarray:
+    out = np.zeros((rows, dim), np.float32)
+    put_rows(Path("run"), parts, out, "post")
+    return out
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ([0, 4, 1], 'table "post": key 4; allowed: 0 to 3'),
+        ([0, 3, 1], 'table "post", part 0: key 3; allowed: 0 to 2'),
         ([0, -1, 1], "key -1; allowed"),
         ([2, 0, 2], "key 2 occurs twice; dumped by several processes"),
+        ([2, 0], "2 keys; HugeCTR dumps all rows of a table, 3"),
+        ([], "0 keys; HugeCTR dumps all rows"),
     ],
 )
-def test_keys_that_a_table_cannot_have_are_refused(tmp_path: Path, keys: list[int], message: str) -> None:
-    part = DumpedTable(0, np.array(keys), np.ones((3, 2), np.float32))
+def test_keys_that_a_table_cannot_have_are_refused(keys: list[int], message: str) -> None:
     with pytest.raises(BadFileError, match=message):
-        joined_rows(tmp_path, [part], 4, 2, "post")
+        put([DumpedTable(0, np.array(keys, np.int64), np.ones((len(keys), 2), np.float32))], 3, 2)
 
 
-def test_parts_of_columns_are_put_side_by_side_in_any_order_of_keys(tmp_path: Path) -> None:
-    left = DumpedTable(0, np.array([2, 0]), np.array([[20, 21], [0, 1]], np.float32))
-    right = DumpedTable(1, np.array([0, 2]), np.array([[2, 3], [22, 23]], np.float32))
-    rows = joined_rows(tmp_path, [left, right], 3, 4, "post")
-    np.testing.assert_array_equal(rows, [[0, 1, 2, 3], [0, 0, 0, 0], [20, 21, 22, 23]])
+def test_a_key_in_two_blocks_and_rows_of_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_BLOCK_ROWS", 2)
+    with pytest.raises(BadFileError, match="key 1 occurs twice"):
+        put([DumpedTable(0, np.array([0, 1, 1]), np.ones((3, 2), np.float32))], 3, 2)
+    rows = np.ones((3, 2), np.float32)
+    rows[1, 1] = np.nan
+    with pytest.raises(BadFileError, match="the row of key 0 holds no numbers; the training diverged"):
+        put([DumpedTable(0, np.array([2, 0, 1]), rows)], 3, 2)
+
+
+def test_parts_of_columns_are_put_side_by_side_in_any_order_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_BLOCK_ROWS", 2)
+    left = DumpedTable(0, np.array([2, 0, 1]), np.array([[20, 21], [0, 1], [10, 11]], np.float32))
+    right = DumpedTable(1, np.array([0, 1, 2]), np.array([[2, 3], [12, 13], [22, 23]], np.float32))
+    np.testing.assert_array_equal(put([left, right], 3, 4), [[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]])
     with pytest.raises(BadFileError, match="rows of 2 floats; must have 3"):
-        joined_rows(tmp_path, [left, right], 3, 6, "post")
+        put([left, right], 3, 6)
     with pytest.raises(BadFileError, match="5 columns cannot be 2 equal parts"):
-        joined_rows(tmp_path, [left, right], 3, 5, "post")
+        put([left, right], 3, 5)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from tests.models.hugectr.stub import API, RELEASES, Mistake, Stub
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts write into the folder they run in."""
+    monkeypatch.chdir(tmp_path)
 
 
 class Made:
@@ -23,15 +30,15 @@ class Made:
             "use_embedding_collection": True, "repeat_dataset": True,
         }  # fmt: skip
         self.reader = {
-            "data_reader_type": hugectr.DataReaderType_t.Parquet, "source": ["train.txt"], "eval_source": "valid.txt",
-            "check_type": hugectr.Check_t.Non,
+            "data_reader_type": hugectr.DataReaderType_t.RawAsync, "source": ["train.bin"], "eval_source": "valid.bin",
+            "check_type": hugectr.Check_t.Non, "async_param": self.raw(True),
         }  # fmt: skip
         self.optimizer = {"optimizer_type": hugectr.Optimizer_t.AdaGrad}
         self.inputs = {
-            "label_dims": [2, 1], "label_names": ["label0", "label1"], "dense_dim": 3, "dense_name": "dense",
+            "label_dim": 3, "label_name": "label", "dense_dim": 3, "dense_name": "dense",
             "data_reader_sparse_param_array": [
                 hugectr.DataReaderSparseParam("post", 1, True, 1),
-                hugectr.DataReaderSparseParam("clicked", 4, False, 1),
+                hugectr.DataReaderSparseParam("clicked", 4, True, 1),
             ],
         }  # fmt: skip
         self.table = {"name": "post", "max_vocabulary_size": 10, "ev_size": 4}
@@ -45,11 +52,15 @@ class Made:
             (kind.MultiCross, ["x0"], ["cross"], {"num_layers": 1, "projection_dim": 2}),
             (kind.InnerProduct, ["cross"], ["logits"], {"num_output": 2}),
             (kind.Slice, ["logits"], ["a", "b", "c"], {"ranges": [(0, 1), (0, 1), (1, 2)]}),
-            (kind.Concat, ["a", "b"], ["logit0"], {}),
-            (kind.MultiCrossEntropyLoss, ["logit0", "label0"], ["loss0"], {"target_weight_vec": [1.0, 2.0]}),
-            (kind.BinaryCrossEntropyLoss, ["c", "label1"], ["loss1"], {}),
+            (kind.Concat, ["a", "b", "c"], ["logit_columns"], {}),
+            (kind.MultiCrossEntropyLoss, ["logit_columns", "label"], ["loss"], {"target_weight_vec": [1.0, 2.0, 1.0]}),
         ]
         self.fit = {"max_iter": 10}
+
+    def raw(self, multi_hot: bool) -> Any:
+        return self.hugectr.AsyncParam(
+            num_threads=1, num_batches_per_thread=4, shuffle=False, multi_hot_reader=multi_hot, is_dense_float=True
+        )
 
     def run(self) -> None:
         hugectr: Any = self.hugectr
@@ -75,13 +86,18 @@ class Made:
 def test_a_right_script_is_taken(release: str) -> None:
     made = Made(release)
     made.run()
-    assert [layer.kind for layer in made.stub.graph.layers][-1] == "BinaryCrossEntropyLoss"
+    assert [layer.kind for layer in made.stub.graph.layers][-1] == "MultiCrossEntropyLoss"
 
 
 def layer(made: Made, number: int, **changes: Any) -> None:
     kind, bottoms, tops, settings = made.layers[number]
     kind = changes.pop("kind", kind)
     made.layers[number] = (kind, changes.pop("bottoms", bottoms), changes.pop("tops", tops), settings | changes)
+
+
+def spoiled_labels(made: Made, names: list[str]) -> None:
+    del made.inputs["label_dim"], made.inputs["label_name"]
+    made.inputs |= {"label_dims": [2, 1], "label_names": names}
 
 
 def kinds(made: Made) -> Any:
@@ -106,16 +122,31 @@ MISTAKES: dict[str, tuple[Callable[[Made], Any], str]] = {
     ),
     "a loss that has no 16-bit form": (
         lambda m: m.solver.update(use_mixed_precision=True),
-        "MultiCrossEntropyLoss loss0: has no form of 16 bits",
+        "MultiCrossEntropyLoss loss: has no form of 16 bits",
     ),
     "a reader that is gone": (
         lambda m: m.reader.update(data_reader_type=m.hugectr.DataReaderType_t.Raw),
         "Raw is deprecated",
     ),
+    "the reader of parquet with a collection": (
+        lambda m: m.reader.update(data_reader_type=m.hugectr.DataReaderType_t.Parquet),
+        "throws at the first step with Parquet; needs the multi-hot RawAsync",
+    ),
+    "the one-hot reader with a collection": (
+        lambda m: m.reader.update(async_param=m.raw(False)),
+        "throws at the first step with RawAsync; needs the multi-hot",
+    ),
     "offsets that a collection adds, too": (lambda m: m.reader.update(slot_size_array=[10]), "slot_size_array"),
     "labels out of the order of their names": (
-        lambda m: m.inputs.update(label_names=["label1", "label0"]),
+        lambda m: spoiled_labels(m, ["label1", "label0"]),
         "cut in the order of their names",
+    ),
+    "no dense column": (lambda m: m.inputs.update(dense_dim=0), "wants a label and a dense column at least"),
+    "a list of any length": (
+        lambda m: m.inputs["data_reader_sparse_param_array"].__setitem__(
+            1, m.hugectr.DataReaderSparseParam("clicked", 4, False, 1)
+        ),
+        "has lists of one length alone",
     ),
     "slots of the old embeddings": (
         lambda m: m.inputs["data_reader_sparse_param_array"].__setitem__(
@@ -131,9 +162,9 @@ MISTAKES: dict[str, tuple[Callable[[Made], Any], str]] = {
         lambda m: m.lookups.__setitem__(1, ("clicked", "clicked_rows", "mean")),
         "combiner 'mean'; allowed",
     ),
-    "the mean of a list that may be empty": (
+    "the mean of a list that is filled up": (
         lambda m: m.lookups.__setitem__(1, ("clicked", "clicked_rows", "average")),
-        "average of an empty list is 0 / 0",
+        "the average counts padding, too",
     ),
     "a lookup of no input": (lambda m: m.lookups.__setitem__(0, ("posts", "post_rows", "sum")), "no input posts"),
     "rows too wide": (lambda m: m.table.update(ev_size=512), "ev_size 512 > 256"),
@@ -145,6 +176,10 @@ MISTAKES: dict[str, tuple[Callable[[Made], Any], str]] = {
     "columns that cannot be cut": (
         lambda m: m.shard.update(shard_strategy=[("mp", [("post", 3)])]),
         "cannot be cut in 3 columns",
+    ),
+    "columns cut of lookups one by one": (
+        lambda m: m.shard.update(shard_strategy=[("mp", [("post", 2)])]),
+        "columns are cut wrongly unless all lookups are made at once",
     ),
     "a table that is sharded nowhere": (lambda m: m.shard.update(shard_strategy=[("mp", [])]), r"shard: has \[\]"),
     "a tensor that is not there": (lambda m: layer(m, 2, bottoms=["dense", "post"]), "no tensor post"),
@@ -160,16 +195,17 @@ MISTAKES: dict[str, tuple[Callable[[Made], Any], str]] = {
     "a reshape that changes the batch": (lambda m: layer(m, 0, leading_dim=8), "changes the batch"),
     "ranges that go back": (lambda m: layer(m, 5, ranges=[(1, 2), (0, 1), (0, 1)]), "they must rise"),
     "a setting that does nothing": (lambda m: layer(m, 4, dropout_rate=0.5), "does nothing for InnerProduct"),
-    "a weight too few": (lambda m: layer(m, 7, target_weight_vec=[1.0]), "1 weights for 2 columns"),
-    "label before prediction": (lambda m: layer(m, 7, bottoms=["label0", "logit0"]), "logit0 is no label"),
+    "a weight too few": (lambda m: layer(m, 7, target_weight_vec=[1.0]), "1 weights for 3 columns"),
+    "label before prediction": (lambda m: layer(m, 7, bottoms=["label", "logit_columns"]), "logit_columns is no label"),
+    "a second loss": (
+        lambda m: m.layers.append((kinds(m).BinaryCrossEntropyLoss, ["c", "label"], ["loss1"], {})),
+        "the first loss alone is computed",
+    ),
     "a binary loss of two columns": (
         lambda m: layer(m, 7, kind=kinds(m).BinaryCrossEntropyLoss) or m.layers[7][3].clear(),
         "takes one column",
     ),
-    "a label without a loss": (
-        lambda m: m.layers.__setitem__(8, (kinds(m).ReLU, ["c"], ["loss1"], {})),
-        "label label1 has no loss",
-    ),
+    "a label without a loss": (lambda m: m.layers.__setitem__(7, (kinds(m).ReLU, ["a"], ["loss"], {})), "no loss"),
     "copies by Scale of what learns": (
         lambda m: layer(m, 6, kind=kinds(m).Scale, bottoms=["a"], axis=0, factor=2.0),
         "gradient of Scale is of its first copy alone",

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sparsefeed.etl import hugectr_view
+from sparsefeed.etl.hugectr_view import mapped_rows
 from sparsefeed.etl.pipeline import run
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig
@@ -34,20 +35,17 @@ def rows_of(folder: Path, split: str = "train") -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted((folder / split).glob("*.parquet"))])
 
 
-def hugectr_batch(data: Path, rows: pa.Table) -> dict[str, Any]:
-    """What HugeCTR's reader hands the graph: labels and dense side by side, ids as lists."""
+def hugectr_batch(data: Path, split: str = "train", num: int | None = ROWS) -> dict[str, Any]:
+    """What HugeCTR's reader hands the graph: labels and dense side by side, ids of a lookup in as many columns."""
     said = json.loads((data / "hugectr.json").read_text())
-    metadata = json.loads((data / "train" / "_metadata.json").read_text())
-    batch: dict[str, Any] = {}
-    for kind in ("labels", "conts"):
-        for column in sorted(metadata[kind], key=lambda column: column["index"]):
-            values = np.array(rows.column(column["index"]).to_pylist(), np.float64)
-            batch[column["col_name"]] = values.reshape(len(rows), -1)
-    dense = [batch.pop(name) for name in [c["col_name"] for c in metadata["conts"]]]
-    batch["dense"] = np.concatenate(dense, axis=1) if dense else np.zeros((len(rows), 0))
-    for lookup in said["lookups"]:
-        values = rows.column(lookup["name"]).to_pylist()
-        batch[lookup["name"]] = values if lookup["is_list"] else [[value] for value in values]
+    rows = mapped_rows(data / f"{split}.bin", said)[:num]
+    batch: dict[str, Any] = {"label": rows["labels"], "dense": rows["dense"]}
+    at = 0
+    padding = [{"name": f"_padding_{name}", "max_length": 1} for name in said["padded_tables"]]
+    for lookup in (*said["lookups"], *padding):
+        batch[lookup["name"]] = np.asarray(rows["ids"][:, at : at + lookup["max_length"]])
+        at += lookup["max_length"]
+    assert at == rows["ids"].shape[1]
     return batch
 
 
@@ -69,7 +67,10 @@ def both(spec: FeedSpec, views: dict[str, Path], script: Script, model: ModelCon
     graph = script(views["hugectr"], plan_of(spec, views["hugectr"], 1, model))
     flat = np.concatenate([array.ravel() for array in dense_arrays(dense)])
     rows = {t.name: tables.embedding_bags[t.name].weight.detach().numpy() for t in spec.tables}
-    return ranking, batch, Twin(graph, flat, rows)
+    twin = Twin(graph, flat, rows)
+    for table in twin.tables.values():
+        table[0] = 7.0  # padding may be anything
+    return ranking, batch, twin
 
 
 @pytest.mark.parametrize("model", [MODEL, ModelConfig(hidden=(5,), gate=False, cross_layers=0)], ids=["gated", "plain"])
@@ -78,7 +79,7 @@ def test_scores_and_the_weighted_loss_are_the_torch_models(
 ) -> None:
     spec = logs.spec()
     ranking, batch, twin = both(spec, views, script, model)
-    given = hugectr_batch(views["hugectr"], rows_of(views["hugectr"]).slice(0, ROWS))
+    given = hugectr_batch(views["hugectr"])
     logits_BR = ranking(batch)
     np.testing.assert_allclose(twin.forward(given)["logits"], logits_BR.detach().numpy(), atol=1e-5)
     losses_R = weighted_cross_entropy(logits_BR, batch.labels_BR, batch.weights_BR)
@@ -89,7 +90,7 @@ def test_scores_and_the_weighted_loss_are_the_torch_models(
 def test_its_gradient_is_that_of_the_mean_of_w_times_cross_entropy(views: dict[str, Path], script: Script) -> None:
     spec = logs.spec()
     ranking, batch, twin = both(spec, views, script)
-    given = hugectr_batch(views["hugectr"], rows_of(views["hugectr"]).slice(0, ROWS))
+    given = hugectr_batch(views["hugectr"])
     weighted_cross_entropy(ranking(batch), batch.labels_BR, batch.weights_BR).mean().backward()
     with torch.no_grad():
         for parameter in ranking.dense.parameters():
@@ -107,7 +108,8 @@ def test_its_gradient_is_that_of_the_mean_of_w_times_cross_entropy(views: dict[s
         gradient = ranking.tables.embedding_bags[table.name].weight.grad.numpy()
         rows = twin.tables[table.name]
         touched = np.argwhere(np.abs(gradient) > 0)
-        for row, column in touched[random.choice(len(touched), 10, replace=False)]:
+        assert 0 not in touched[:, 0]
+        for row, column in [*touched[random.choice(len(touched), 10, replace=False)], (0, 1)]:  # nor learns padding
             found = []
             for sign in (1, -1):
                 rows[row, column] += sign * step
@@ -117,17 +119,17 @@ def test_its_gradient_is_that_of_the_mean_of_w_times_cross_entropy(views: dict[s
 
 
 def test_bit_columns_weigh_as_exactly_as_float32(
-    fine_logs: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logs_folder: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hugectr_view, "MAX_COLUMNS", 1)
     spec, folders = logs.spec(), {}
     for view in ("torchrec", "hugectr"):
         folders[view] = tmp_path / view
-        run(spec, fine_logs, folders[view], CONFIG.model_copy(update={"view": view}))
+        run(spec, logs_folder, folders[view], CONFIG.model_copy(update={"view": view}))
     said = json.loads((folders["hugectr"] / "hugectr.json").read_text())
     assert [len(label["weights"]) for label in said["labels"]] == [24, 24]
     ranking, batch, twin = both(spec, folders, script)
-    given = hugectr_batch(folders["hugectr"], rows_of(folders["hugectr"]).slice(0, ROWS))
+    given = hugectr_batch(folders["hugectr"])
     losses_R = weighted_cross_entropy(ranking(batch), batch.labels_BR, batch.weights_BR)
     assert twin.loss(given) == pytest.approx(float(losses_R.mean().detach()), rel=1e-6)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.models.hugectr.stub import Graph, Layer
+from tests.models.hugectr.stub import Graph, Layer, parameter_shapes
 
 Array = NDArray[np.float64]
 
@@ -43,13 +43,15 @@ class Twin:
         assert at == len(self.flat), f"the file has {len(self.flat)} floats, the graph {at}"
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """All tensors. `batch` has labels and `dense` as arrays, lists of ids by lookup."""
+        """All tensors. `batch` has label and `dense` as arrays, and ids [B, length] by lookup."""
         tensors = {name: np.asarray(value, np.float64) for name, value in batch.items() if name in self.graph.shapes}
+        sums: dict[str, list[Array]] = {}
         for lookup in self.graph.lookups:
-            table = self.tables[lookup["table_config"]["name"]]
-            rows = [table[list(ids)].sum(axis=0) for ids in batch[lookup["bottom_name"]]]
             assert lookup["combiner"] == "sum"
-            tensors[lookup["top_name"]] = np.stack(rows)[:, None, :]
+            rows = self.tables[lookup["table_config"]["name"]][batch[lookup["bottom_name"]]]
+            sums.setdefault(lookup["top_name"], []).append(rows.sum(axis=1))
+        for name, parts in sums.items():
+            tensors[name] = np.concatenate(parts, axis=1)
         for layer in self.graph.layers:
             made = self._run(layer, [tensors[name] for name in layer.bottoms])
             for name, value in zip(layer.tops, made, strict=True):
@@ -84,6 +86,8 @@ class Twin:
             return [first[:, low:high] for low, high in settings["ranges"]]
         if layer.kind == "ElementwiseMultiply":
             return [np.prod(bottoms, axis=0)]
+        if layer.kind == "Sub":
+            return [first - bottoms[1]]
         if layer.kind == "Scale":
             return [np.repeat(first, int(settings["factor"]), axis=1)]
         if layer.kind == "MultiCrossEntropyLoss":
@@ -91,14 +95,3 @@ class Twin:
             entropy = np.maximum(first, 0) - first * labels + np.log1p(np.exp(-np.abs(first)))
             return [np.asarray((weights * np.where(labels > -0.5, entropy, 0)).sum() / first.size)]
         raise NotImplementedError(layer.kind)
-
-
-def parameter_shapes(graph: Graph, layer: Layer) -> list[tuple[int, ...]]:
-    """In the order a `.model` file has them."""
-    width = graph.shapes[layer.bottoms[0]][-1]
-    if layer.kind == "InnerProduct":
-        return [(width, layer.settings["num_output"]), (layer.settings["num_output"],)]
-    if layer.kind == "MultiCross":
-        rank = layer.settings["projection_dim"]
-        return [(width, rank), (rank, width), (width,)] * layer.settings["num_layers"]
-    return []

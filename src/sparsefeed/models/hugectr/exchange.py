@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -22,17 +22,11 @@ from sparsefeed.errors import BadFileError, SpecError, TrainError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.dense import DenseModel
-from sparsefeed.models.hugectr.formats import (
-    DumpedTable,
-    joined_rows,
-    read_dense,
-    read_dump,
-    write_dense,
-    write_dump,
-)
+from sparsefeed.models.hugectr.formats import DumpedTable, put_rows, read_dense, read_dump, write_dense, write_dump
 from sparsefeed.models.plan import Plan
-from sparsefeed.models.torchrec.checkpoint import Checkpoint, load_model
-from sparsefeed.models.torchrec.columns import etl_fingerprint
+from sparsefeed.models.torchrec.checkpoint import Checkpoint, create, load_model
+from sparsefeed.models.torchrec.columns import capacity_rows, etl_fingerprint
+from sparsefeed.progress import Progress, silent
 
 __all__ = ["HugectrRun", "RunTable", "dense_arrays", "dense_state", "from_hugectr", "to_hugectr"]
 
@@ -68,6 +62,7 @@ class HugectrRun(Frozen):
     step: int = Field(ge=0)
     model: Shape
     tables: tuple[RunTable, ...]
+    dense_floats: int = Field(ge=1)  # of the `.model`
 
     @classmethod
     def read(cls, folder: Path) -> HugectrRun:
@@ -81,8 +76,18 @@ class HugectrRun(Frozen):
             ) from error
 
 
-def from_hugectr(folder: Path, spec: FeedSpec, data: Path, out: Path, model: ModelConfig, config: TrainConfig) -> Path:
-    """Write a run as the one finished checkpoint of a training folder; whole or not at all.
+def from_hugectr(
+    folder: Path,
+    spec: FeedSpec,
+    data: Path,
+    out: Path,
+    model: ModelConfig,
+    config: TrainConfig,
+    progress: Progress = silent,
+) -> Path:
+    """Write a run as the one finished checkpoint of a training folder.
+
+    Until it is whole, what was trained there stays what it was. Memory: a block of rows, as all files are mapped.
 
     Args:
         folder: `--out` of models/hugectr/train.py.
@@ -91,6 +96,7 @@ def from_hugectr(folder: Path, spec: FeedSpec, data: Path, out: Path, model: Mod
         out: the training folder; what was trained there goes.
         model: its shape.
         config: settings that are noted; HugeCTR's own are in the run.
+        progress: told of the tables.
 
     Raises:
         TrainError: The run is of another spec or ETL result.
@@ -104,12 +110,18 @@ def from_hugectr(folder: Path, spec: FeedSpec, data: Path, out: Path, model: Mod
             f"{folder}: was trained on ETL run {run.etl}, {data} holds run {etl_fingerprint(data)}, whose ids have "
             "other rows; train on this one, or go back to that one"
         )
+    tables, capacities = _in_order(run, spec, folder), capacity_rows(spec, data)
+    for table in tables:
+        if table.rows != capacities[table.name]:
+            raise BadFileError(
+                folder / _RUN, f'table "{table.name}": {table.rows} rows; the ETL result has {capacities[table.name]}'
+            )
     dense = DenseModel(spec, model)
     path = folder / f"model_dense_{run.step}.model"
     dense.load_state_dict(dense_state(dense, read_dense(path, [a.shape for a in dense_arrays(dense)])))
     checkpoint = Checkpoint(
         step=run.step, feed=spec, etl=run.etl, data="HugeCTR", model=model, config=config.model_dump(mode="json"),
-        tables={table.name: (table.rows, table.dim) for table in _in_order(run, spec, folder)},
+        tables={table.name: (table.rows, table.dim) for table in tables},
     )  # fmt: skip
     final = out / "checkpoints" / f"step-{run.step}"
     partial = final.with_name(f".{final.name}.partial")
@@ -117,28 +129,31 @@ def from_hugectr(folder: Path, spec: FeedSpec, data: Path, out: Path, model: Mod
     try:
         for kind in ("tables", "optimizer"):
             (partial / kind).mkdir(parents=True)
-        for name, rows in _tables(run, folder):
-            rows[0] = 0  # padding: HugeCTR has it at some random value that nothing reads
-            np.save(partial / "tables" / f"{name}.npy", rows)
-            np.save(partial / "optimizer" / f"{name}.npy", np.zeros((len(rows), 1), np.float32))
+        _put_tables(run, folder, partial, progress)
         save_file(_with_fresh_adam(dense), partial / "dense.safetensors")
-        (partial / "checkpoint.json").write_text(
-            json.dumps(checkpoint.model_dump(mode="json"), indent=1) + "\n", "utf-8"
-        )
+        said = json.dumps(checkpoint.model_dump(mode="json"), indent=1) + "\n"
+        (partial / "checkpoint.json").write_text(said, "utf-8")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old in out.iterdir():
-        if old.name != "checkpoints" and not old.name.startswith("."):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-    for old in (out / "checkpoints").glob("step-*"):
-        shutil.rmtree(old)
+    _replace(out, final, partial)
+    return final
+
+
+def _replace(out: Path, final: Path, partial: Path) -> None:
+    """Put a checkpoint in the place of all that was trained in a folder."""
+    result = {"checkpoint": final.name, "step": 0, "num_samples": 0, "loss": {}, "samples_per_s": 0.0, "io": []}
+    if final.exists():
+        final.rename(final.with_name(f".{final.name}.old.partial"))
     partial.rename(final)
-    result = {"checkpoint": final.name, "step": run.step, "num_samples": 0, "loss": {}, "samples_per_s": 0.0, "io": []}
     beside = out / ".result.json.partial"
     beside.write_text(json.dumps(result) + "\n", "utf-8")
     beside.replace(out / "result.json")
-    return final
+    for old in (*out.iterdir(), *final.parent.iterdir()):
+        if old not in (final, final.parent, out / "result.json") and (
+            not old.name.startswith(".") or "step-" in old.name
+        ):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def to_hugectr(checkpoint: Path, spec: FeedSpec, plan: Plan | None, out: Path) -> None:
@@ -151,29 +166,48 @@ def to_hugectr(checkpoint: Path, spec: FeedSpec, plan: Plan | None, out: Path) -
         raise TrainError(f"{out}: exists; name a folder that does not")
     dense, tables = load_model(checkpoint, spec)
     said = Checkpoint.read(checkpoint)
-    parts = {table.name: 1 for table in spec.tables}
-    if plan:
-        parts |= {t.name: len(t.devices) for t in plan.tables if t.sharding == "column_wise"}
+    parts = _parts(spec, plan)
     order = list(dict.fromkeys(spec.table_of(feature).name for feature in spec.lookups))
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_dense(partial / f"model_dense_{said.step}.model", dense_arrays(dense))
-    dumped: list[DumpedTable] = []
-    for name in order:
-        keys = np.arange(len(tables[name]), dtype=np.int64)
-        for columns in np.split(tables[name], parts[name], axis=1):
-            dumped.append(DumpedTable(len(dumped), keys, columns))
-    write_dump(partial / "embeddings", dumped)
-    run = HugectrRun(
-        spec_digest=spec.digest, etl=said.etl, step=said.step,
-        model=Shape(**said.model.model_dump(include=set(Shape.model_fields))),
-        tables=tuple(
-            RunTable(name=name, rows=len(tables[name]), dim=tables[name].shape[1], parts=parts[name]) for name in order
-        ),
-    )  # fmt: skip
-    (partial / _RUN).write_text(run.model_dump_json(indent=1) + "\n", "utf-8")
-    partial.rename(out)
+    try:
+        partial.mkdir(parents=True)
+        arrays = dense_arrays(dense)
+        write_dense(partial / f"model_dense_{said.step}.model", arrays)
+        dumped: list[DumpedTable] = []
+        for name in order:
+            keys = np.arange(len(tables[name]), dtype=np.int64)
+            for columns in np.split(tables[name], parts[name], axis=1):
+                dumped.append(DumpedTable(len(dumped), keys, columns))
+        write_dump(partial / "embeddings", dumped)
+        run = HugectrRun(
+            spec_digest=spec.digest, etl=said.etl, step=said.step,
+            model=Shape(**said.model.model_dump(include=set(Shape.model_fields))),
+            tables=tuple(
+                RunTable(name=name, rows=len(tables[name]), dim=tables[name].shape[1], parts=parts[name])
+                for name in order
+            ),
+            dense_floats=sum(array.size for array in arrays),
+        )  # fmt: skip
+        (partial / _RUN).write_text(run.model_dump_json(indent=1) + "\n", "utf-8")
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _parts(spec: FeedSpec, plan: Plan | None) -> dict[str, int]:
+    """In how many parts a plan cuts the columns of each table; TrainError where it is of other tables."""
+    declared = [(table.name, table.dim) for table in spec.tables]
+    if plan is None:
+        return {name: 1 for name, _ in declared}
+    if [(table.name, table.dim) for table in plan.tables] != declared:
+        raise TrainError(f"plan: has tables {[(t.name, t.dim) for t in plan.tables]}; the spec has {declared}")
+    parts = {t.name: len(t.devices) if t.sharding == "column_wise" else 1 for t in plan.tables}
+    for name, dim in declared:
+        if dim % parts[name]:
+            raise TrainError(f'plan: table "{name}" of dim {dim} cannot be cut in {parts[name]} parts; plan again')
+    return parts
 
 
 def dense_arrays(model: DenseModel) -> list[NDArray[np.float32]]:
@@ -226,7 +260,8 @@ def _in_order(run: HugectrRun, spec: FeedSpec, folder: Path) -> list[RunTable]:
     return [by_name[name] for name, _ in declared]
 
 
-def _tables(run: HugectrRun, folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _put_tables(run: HugectrRun, folder: Path, partial: Path, progress: Progress) -> None:
+    """The run's tables as files of a checkpoint, and optimiser states that know nothing."""
     place = folder / "embeddings"
     dumped = {table.number: table for table in read_dump(place)}
     numbers = list(range(sum(table.parts for table in run.tables)))
@@ -235,5 +270,11 @@ def _tables(run: HugectrRun, folder: Path) -> Iterator[tuple[str, NDArray[np.flo
     first = 0
     for table in run.tables:
         own = [dumped[number] for number in range(first, first + table.parts)]
-        yield table.name, joined_rows(place, own, table.rows, table.dim, table.name)
+        path = partial / "tables" / f"{table.name}.npy"
+        create(path, (table.rows, table.dim))
+        create(partial / "optimizer" / f"{table.name}.npy", (table.rows, 1))
+        rows = np.load(path, mmap_mode="r+")
+        put_rows(place, own, rows, table.name, progress)
+        rows[0] = 0  # padding: HugeCTR has it at some value that cancels out
+        rows.flush()
         first += table.parts

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import BadFileError
+from sparsefeed.progress import Progress, silent
 
 __all__ = [
     "DumpedTable",
-    "joined_rows",
+    "put_rows",
     "read_bin",
     "read_dense",
     "read_dump",
@@ -31,6 +32,7 @@ _META_INTS, _HEADER_INTS = 5, 32
 _KEY_INT64, _VALUE_FLOAT32 = 1, 0
 _KEYS, _WEIGHTS = 1, 2  # first number of a header
 _BIN = b"bin\0"
+_BLOCK_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,14 @@ def write_dump(folder: Path, tables: Sequence[DumpedTable], collection: int = 0)
     meta += np.array([len(table.keys) for table in tables], "<u8").tobytes()
     meta += np.array([table.rows.shape[1] for table in tables], "<i4").tobytes()
     for table in tables:
-        for kind, name, values in ((_KEYS, "key", table.keys.astype("<i8")), (_WEIGHTS, "weight", table.rows)):
+        for kind, name, values in ((_KEYS, "key", table.keys), (_WEIGHTS, "weight", table.rows)):
             header = np.zeros(_HEADER_INTS, "<i4")
             header[:2] = kind, table.number
             with (place / f"{name}{table.number}").open("wb") as file:
                 file.write(header.tobytes())
-                file.write(np.ascontiguousarray(values, "<i8" if kind == _KEYS else "<f4").data)
+                for start in range(0, len(values), _BLOCK_ROWS):  # one that is cut in columns need not be copied whole
+                    block = values[start : start + _BLOCK_ROWS]
+                    file.write(np.ascontiguousarray(block, "<i8" if kind == _KEYS else "<f4").data)
     (place / "meta_data").write_bytes(meta)
 
 
@@ -178,36 +182,47 @@ def read_bin(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return np.ascontiguousarray(pairs["key"]), np.ascontiguousarray(pairs["row"])
 
 
-def joined_rows(path: Path, parts: Sequence[DumpedTable], rows: int, dim: int, name: str) -> NDArray[np.float32]:
-    """One table of its dumped parts of columns: float32 [rows, dim], zero where there is no key.
+def put_rows(
+    path: Path, parts: Sequence[DumpedTable], out: NDArray[np.float32], name: str, progress: Progress = silent
+) -> None:
+    """Write one table of its dumped parts of columns into `out`, float32 [rows, dim], block by block.
 
     Args:
         path: where the dump lies, for errors.
         parts: whole rows, or equal parts of their columns, in order.
-        rows: of the table; keys are below.
-        dim: of the whole rows.
+        out: every row is written; may be memory-mapped.
         name: of the table.
+        progress: told of the rows.
 
     Raises:
-        BadFileError: The parts are not of this table: another dim, or a key that occurs twice or is too large.
+        BadFileError: The parts are not of this table: another dim, a key that is missing, too large or there twice, a
+            float that is no number.
     """
+    rows, dim = out.shape
     width = dim // len(parts)
     if dim % len(parts):
         raise BadFileError(path, f'table "{name}": {dim} columns cannot be {len(parts)} equal parts')
-    table = np.zeros((rows, dim), np.float32)
     for number, part in enumerate(parts):
+        where = f'table "{name}", part {number}'
         if part.rows.shape[1] != width:
-            raise BadFileError(
-                path, f'table "{name}", part {number}: rows of {part.rows.shape[1]} floats; must have {width}'
-            )
-        keys = np.asarray(part.keys)
-        if len(keys) and (keys.min() < 0 or keys.max() >= rows):
-            bad = keys.min() if keys.min() < 0 else keys.max()
-            raise BadFileError(path, f'table "{name}": key {bad}; allowed: 0 to {rows - 1}, its rows')
+            raise BadFileError(path, f"{where}: rows of {part.rows.shape[1]} floats; must have {width}")
+        if len(part.keys) != rows:
+            raise BadFileError(path, f"{where}: {len(part.keys)} keys; HugeCTR dumps all rows of a table, {rows}")
         seen = np.zeros(rows, bool)
-        seen[keys] = True
-        if int(seen.sum()) != len(keys):
-            twice = np.flatnonzero(np.bincount(keys, minlength=rows) > 1)[0]
-            raise BadFileError(path, f'table "{name}": key {twice} occurs twice; dumped by several processes?')
-        table[keys, number * width : (number + 1) * width] = part.rows
-    return table
+        for start in range(0, rows, _BLOCK_ROWS):
+            progress(start, rows, where)
+            block = slice(start, start + _BLOCK_ROWS)
+            keys, values = np.asarray(part.keys[block]), part.rows[block]
+            if keys.min() < 0 or keys.max() >= rows:
+                bad = keys.min() if keys.min() < 0 else keys.max()
+                raise BadFileError(path, f"{where}: key {bad}; allowed: 0 to {rows - 1}, its rows")
+            if not np.isfinite(values).all():
+                bad = keys[np.argmin(np.isfinite(values).all(axis=1))]
+                raise BadFileError(path, f"{where}: the row of key {bad} holds no numbers; the training diverged")
+            twice = (
+                keys[seen[keys]] if seen[keys].any() else keys[np.bincount(keys - keys.min())[keys - keys.min()] > 1]
+            )
+            if len(twice):
+                raise BadFileError(path, f"{where}: key {twice[0]} occurs twice; dumped by several processes?")
+            seen[keys] = True
+            out[keys, number * width : (number + 1) * width] = values

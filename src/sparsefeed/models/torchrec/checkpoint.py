@@ -40,6 +40,7 @@ __all__ = [
     "Checkpoint",
     "Shard",
     "clear_partial",
+    "create",
     "discard_after",
     "finished",
     "identity",
@@ -142,8 +143,8 @@ def save(
         for folder in ("tables", "optimizer"):
             (partial / folder).mkdir(parents=True)
         for name, (rows, dim) in checkpoint.tables.items():
-            _create(partial / "tables" / f"{name}.npy", (rows, dim))
-            _create(partial / "optimizer" / f"{name}.npy", (rows, checkpoint.column_parts.get(name, 1)))
+            create(partial / "tables" / f"{name}.npy", (rows, dim))
+            create(partial / "optimizer" / f"{name}.npy", (rows, checkpoint.column_parts.get(name, 1)))
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}, partial / "dense.safetensors"
         )
@@ -257,7 +258,7 @@ def load_model(path: str | Path, spec: FeedSpec) -> tuple[DenseModel, dict[str, 
     return model.eval(), load_tables(path)
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> None:
+def create(path: Path, shape: tuple[int, ...]) -> None:
     """A file of zeros whose bytes are the disk's to give: a write to a mapping that finds it full kills the process."""
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()  # type: ignore[no-untyped-call]
     with path.open("r+b") as file:

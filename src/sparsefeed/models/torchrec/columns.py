@@ -27,7 +27,6 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from sparsefeed.errors import BadFileError, DataError, TrainError, did_you_mean
-from sparsefeed.etl.hugectr_view import label_name
 from sparsefeed.etl.kernels.ragged import gather_lists, list_lengths
 from sparsefeed.etl.spec import FeedSpec, IdFeature
 
@@ -169,6 +168,11 @@ def open_split(spec: FeedSpec, data: Path, split: str, columns: Sequence[str]) -
             _check_schema(spec, path, footer.schema_arrow, columns)
             groups = [footer.metadata.row_group(g).num_rows for g in range(footer.metadata.num_row_groups)]
         parts += [Part(path, g, rows, sum(groups[:g])) for g, rows in enumerate(groups) if rows]
+    if not parts and (data / f"{split}.bin").exists():
+        raise DataError(
+            f"{data}: holds the rows HugeCTR reads; run `sparsefeed etl` for this trainer, or train with HugeCTR and "
+            "take its run by `sparsefeed export --from hugectr DIR`"
+        )
     if not parts:
         raise DataError(
             f"{data / split}: no parquet file with a row; run `sparsefeed etl` on days that have impressions"
@@ -315,11 +319,6 @@ class Rows:
 
 
 def _check_schema(spec: FeedSpec, path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
-    if any(name.startswith(label_name(0, "")) for name in schema.names):
-        raise DataError(
-            f"{path}: has the columns HugeCTR reads; run `sparsefeed etl` for this trainer, or train with HugeCTR and "
-            "take its run by `sparsefeed export --from hugectr DIR`"
-        )
     for name in columns:
         if name not in schema.names:
             raise DataError(f'{path}: no column "{name}"{did_you_mean(name, schema.names)}')

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
-from sparsefeed.models.store.hps import read_hps
-from sparsefeed.models.store.ps_json import problems_in
-from sparsefeed.models.store.ps_sections import (
+from sparsefeed.models.hps.ps_json import problems_in
+from sparsefeed.models.hps.ps_sections import (
     OTHER_NAMES,
     HpsModel,
     PersistentDatabase,
     VolatileDatabase,
     sound,
 )
+from sparsefeed.models.store.hps import read_hps
 
 __all__ = ["ExaminedFile", "examine"]
 

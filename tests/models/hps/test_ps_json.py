@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparsefeed.errors import BundleError
-from sparsefeed.models.store.hps import export_hps
-from sparsefeed.models.store.ps_file import examine
-from sparsefeed.models.store.ps_json import (
+from sparsefeed.models.hps.ps_file import examine
+from sparsefeed.models.hps.ps_json import (
     HpsModel,
     HpsTable,
     ParameterServer,
@@ -27,6 +26,7 @@ from sparsefeed.models.store.ps_json import (
     problems_in,
     ps_json,
 )
+from sparsefeed.models.store.hps import export_hps
 from tests.bundles import values
 
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparsefeed.models.store.ps_sections import (
+from sparsefeed.models.hps.ps_sections import (
     NEVER_MATCHES,
     OTHER_NAMES,
     PER_TABLE,

@@ -15,8 +15,8 @@ from pydantic import model_validator
 
 from sparsefeed.errors import BundleError, SpecError
 from sparsefeed.etl.spec import Frozen, Name, validate
-from sparsefeed.models.store.ps_rules import faults
-from sparsefeed.models.store.ps_sections import (
+from sparsefeed.models.hps.ps_rules import faults
+from sparsefeed.models.hps.ps_sections import (
     Count,
     Filled,
     Flag,

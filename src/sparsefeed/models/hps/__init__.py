@@ -1,0 +1,1 @@
+"""NVIDIA HPS's ps.json: declared key by key, read, checked and written."""

@@ -103,11 +103,13 @@ def test_2_many_weights_are_bits_of_fixed_point(
 
 
 def test_2_labels_and_weights_come_back_from_the_columns(view: Path, plain: Path) -> None:
-    dense, y, w = read_labelled(SPEC, view)
+    dense, y, w, ids = read_labelled(SPEC, view)
     known = table(plain / "train")
     np.testing.assert_array_equal(y, np.stack([known.column(f"y_{r}").to_numpy() for r in ("click", "like")], axis=1))
     np.testing.assert_array_equal(w, np.stack([known.column(f"w_{r}").to_numpy() for r in ("click", "like")], axis=1))
     np.testing.assert_array_equal(dense, np.stack([known.column(f.name).to_numpy() for f in SPEC.dense], axis=1))
+    for got, name in zip(ids, ("member_id", "post_id", "creator_id"), strict=True):
+        np.testing.assert_array_equal(got, known.column(name).to_numpy())
 
 
 def test_2_equal_weights_share_a_column_and_no_weights_have_one(logs_folder: Path, tmp_path: Path) -> None:

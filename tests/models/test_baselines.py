@@ -50,3 +50,22 @@ def test_the_same_seed_gives_the_same_trees() -> None:
 def test_trees_without_a_dense_feature_are_refused() -> None:
     with pytest.raises(DataError, match="no dense feature"):
         baselines.trees(np.zeros((4, 0), np.float32), np.zeros((4, 1)), np.ones((4, 1)), np.zeros((1, 0), np.float32))
+
+
+def test_the_line_finds_slopes_and_rate_and_follows_weights() -> None:
+    dense, labels, truth = planted(20_000, 0)
+    predicted = baselines.logistic(dense, labels, np.ones_like(labels), dense)
+    assert np.abs(predicted - truth).mean() < 0.01
+    weights = np.where(labels == 1, 3.0, 1.0).astype(np.float32)
+    heavy = baselines.logistic(dense, labels, weights, dense)
+    np.testing.assert_allclose(np.average(heavy, axis=0, weights=weights), 0.75, atol=0.01)
+
+
+def test_the_line_of_a_separable_response_is_finite_and_of_no_features_the_rate() -> None:
+    x = np.array([[-1], [-1], [1], [1]], np.float32)
+    labels = (x > 0).astype(np.float32)
+    predicted = baselines.logistic(x, labels, np.ones_like(labels), x)
+    assert ((predicted > 0.5) == (labels > 0.5)).all()
+    assert (predicted > 0).all()
+    none = baselines.logistic(np.zeros((4, 0), np.float32), labels, np.ones_like(labels), np.zeros((2, 0), np.float32))
+    np.testing.assert_allclose(none, 0.5)

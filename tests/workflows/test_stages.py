@@ -64,6 +64,13 @@ def test_metrics_of_another_checkpoint_are_not_sealed_into_a_bundle(workspace: W
     assert json.loads((workspace.bundles / "versions" / bundle / "metrics.json").read_text()) == {}
 
 
+def test_a_model_is_measured_beside_the_baselines_asked_for(workspace: Workspace) -> None:
+    result = evaluate_models(RECIPE, workspace, against=("logistic", "lightgbm_ids"))
+    assert result["models"] == ["ips", "logistic", "lightgbm_ids", "constant"]
+    for models in result["responses"].values():
+        assert all(0 < quality["log_loss"] < 2 for quality in models.values())
+
+
 def test_without_an_etl_training_is_refused_and_nothing_is_lost(workspace: Workspace) -> None:
     done = workspace.etl / "etl.json"
     away = done.rename(workspace.root / "away.json")

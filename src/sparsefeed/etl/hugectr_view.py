@@ -177,8 +177,10 @@ def padded_tables(spec: FeedSpec) -> list[str]:
     return list(dict.fromkeys(spec.table_of(feature).name for feature in lists(spec)))
 
 
-def read_labelled(spec: FeedSpec, folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Dense features [n, D], labels [n, R] and weights [n, R] of `train.bin`, back from HugeCTR's columns.
+def read_labelled(
+    spec: FeedSpec, folder: Path
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], list[NDArray[np.int64]]]:
+    """Dense features [n, D], labels [n, R], weights [n, R] and ids of `id` features of `train.bin`, back from its rows.
 
     A row without any label column weighs 0, and its label is 0 whatever it was.
     """
@@ -195,7 +197,9 @@ def read_labelled(spec: FeedSpec, folder: Path) -> tuple[NDArray[np.float32], ND
             at += len(label["weights"])
             labels[part, number] = np.maximum(made.max(axis=1), 0)
             weights[part, number] = (made >= 0) @ np.asarray(label["weights"])
-    return dense, labels, weights
+    starts = np.cumsum([0, *(lookup["max_length"] for lookup in said["lookups"])])
+    of_one = [start for start, lookup in zip(starts, said["lookups"], strict=False) if lookup["pooling"] == "one"]
+    return dense, labels, weights, [np.array(rows["ids"][:, start]) for start in of_one]
 
 
 def mapped_rows(path: Path, said: Mapping[str, Any]) -> NDArray[Any]:

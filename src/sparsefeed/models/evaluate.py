@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -22,12 +22,15 @@ from sparsefeed.etl.hugectr_view import read_labelled
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models import baselines, metrics
 from sparsefeed.models.calibration import Calibration
+from sparsefeed.models.encoding import encode
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["EvaluationRows", "evaluate", "fit_calibration", "read_rows"]
+__all__ = ["Baseline", "EvaluationRows", "evaluate", "fit_calibration", "read_rows"]
 
 Floats = NDArray[np.float32]
+Ids = list[NDArray[np.int64]]
+Baseline = Literal["logistic", "lightgbm", "lightgbm_ids"]
 
 
 class NoRandomRowError(DataError):
@@ -44,6 +47,7 @@ class EvaluationRows:
         labels: float32 [n, R].
         weights: float32 [n, R]; 1 where the spec has no IPS.
         dense: float32 [n, D], standardised.
+        ids: int64 [n] per `id` feature.
         truth: float64 [n, R] or None.
     """
 
@@ -52,6 +56,7 @@ class EvaluationRows:
     labels: Floats
     weights: Floats
     dense: Floats
+    ids: Ids
     truth: NDArray[np.float64] | None = None
 
 
@@ -71,6 +76,7 @@ def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_on
     weighted = spec.weighted
     columns = ["impression_id", "position", *(f"y_{r}" for r in responses), *(f.name for f in spec.dense)]
     columns += [f"w_{r}" for r in responses] if weighted else []
+    columns += [f.name for f in spec.of_kind("id")]
     chosen = ds.field("random") == 1 if random_only and spec.sessions else None
     table = ds.dataset(files).to_table(columns=columns, filter=chosen)
     if not len(table):
@@ -88,6 +94,7 @@ def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_on
         matrix([f"y_{r}" for r in responses]),
         matrix([f"w_{r}" for r in responses]) if weighted else np.ones((len(table), len(responses)), np.float32),
         matrix([f.name for f in spec.dense]),
+        [table[f.name].to_numpy() for f in spec.of_kind("id")],
         None if truth is None else _truth(truth, responses, impression),
     )
 
@@ -130,12 +137,12 @@ def _scored(spec: FeedSpec, scorer: Scorer, data: Path, truth: Path | None) -> t
     return rows, logits
 
 
-def _trained_on(spec: FeedSpec, data: Path) -> tuple[Floats, Floats, Floats]:
-    """Dense features, labels and weights of the training rows, whoever they were written for."""
+def _trained_on(spec: FeedSpec, data: Path) -> tuple[Floats, Floats, Floats, Ids]:
+    """Dense features, labels, weights and ids of the training rows, whoever they were written for."""
     if (data / "hugectr.json").exists():
         return read_labelled(spec, data)
     rows = read_rows(spec, data / "train")
-    return rows.dense, rows.labels, rows.weights
+    return rows.dense, rows.labels, rows.weights, rows.ids
 
 
 def evaluate(
@@ -144,6 +151,7 @@ def evaluate(
     scorers: Mapping[str, Scorer],
     truth: Path | None = None,
     progress: Progress = silent,
+    against: Sequence[Baseline] = ("lightgbm",),
 ) -> dict[str, Any]:
     """Quality of every model and baseline per response, as plain data for JSON.
 
@@ -153,6 +161,8 @@ def evaluate(
         scorers: name of the model -> its scorer; the first is also reported calibrated, on the half not calibrated on.
         truth: the simulator's truth folder, if there is one.
         progress: told model by model.
+        against: baselines beside the constant: a line or trees on the dense features, or trees that have the ids of
+            `id` features, too, target-encoded out of fold; all fitted with the rows' weights.
     """
     steps = len(scorers) + 2
     probabilities: dict[str, Floats] = {}
@@ -165,11 +175,18 @@ def evaluate(
         if not calibrated:
             calibrated = _calibrated(spec, rows, logits)
     assert rows is not None, "evaluate needs a model"
-    progress(len(scorers), steps, "fitting LightGBM without ids")
-    dense, labels, weights = _trained_on(spec, data)
-    if spec.dense:
-        threads = len(os.sched_getaffinity(0))
-        probabilities["lightgbm"] = baselines.trees(dense, labels, weights, rows.dense, num_threads=threads)
+    dense, labels, weights, ids = _trained_on(spec, data)
+    threads = len(os.sched_getaffinity(0))
+    for name in against if spec.dense else ():
+        progress(len(scorers), steps, f"fitting {name}")
+        given, asked = dense, rows.dense
+        if name == "lightgbm_ids":
+            encoded = encode(ids, labels, weights, rows.ids)
+            given, asked = (np.concatenate(pair, axis=1) for pair in zip((dense, rows.dense), encoded, strict=True))
+        if name == "logistic":
+            probabilities[name] = baselines.logistic(given, labels, weights, asked)
+        else:
+            probabilities[name] = baselines.trees(given, labels, weights, asked, num_threads=threads)
     probabilities["constant"] = baselines.constant(labels, weights, len(rows.labels))
     progress(len(scorers) + 1, steps, "measuring")
     return {

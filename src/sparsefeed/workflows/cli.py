@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ import typer
 from rich.table import Table
 
 from sparsefeed.errors import RequestError, ServeError, SparsefeedError
+from sparsefeed.workflows.choices import Baseline, OnBadFile, Scale, View, Weights
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
 from sparsefeed.workflows.show import show_io, show_latency, show_plan, show_quality, show_stages
@@ -36,21 +36,6 @@ Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.
 
 
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
-
-class Scale(str, Enum):
-    """How large a simulated feed is."""
-
-    tiny = "tiny"
-    small = "small"
-    large = "large"
-
-
-class Weights(str, Enum):
-    """Whether training rows are weighted."""
-
-    ips = "ips"
-    none = "none"
 
 
 ScaleName = Annotated[Scale | None, typer.Option("--scale", help="Of the simulated feed; default: the recipe's.")]
@@ -92,20 +77,6 @@ def simulate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: Sc
     with stage("simulate") as progress:
         summary = simulate_logs(_load(recipe, scale), place, progress)
     console.print(f"{summary.impressions:,} impressions, {summary.clicks:,} clicks in {place.logs}")
-
-
-class OnBadFile(str, Enum):
-    """What a file that cannot be read does."""
-
-    stop = "stop"
-    skip = "skip"
-
-
-class View(str, Enum):
-    """Which trainer reads the training rows."""
-
-    torchrec = "torchrec"
-    hugectr = "hugectr"
 
 
 @app.command()
@@ -212,12 +183,19 @@ def train(
 
 
 @app.command("eval")
-def evaluate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS) -> None:
-    """Measure the model on the held-out random sessions, beside the constant and LightGBM."""
+def evaluate(
+    recipe: RecipeName = _TINY,
+    workspace: Root = _ARTIFACTS,
+    against: Annotated[
+        list[Baseline] | None, typer.Option(help="A baseline; repeat for several. lightgbm_ids has encoded ids.")
+    ] = None,
+) -> None:
+    """Measure the model on the held-out random sessions, beside the constant and LightGBM without ids."""
     from sparsefeed.workflows.stages import evaluate_models
 
+    names = [one.value for one in against or (Baseline.lightgbm,)]
     with stage("eval") as progress:
-        result = evaluate_models(_load(recipe), Workspace(workspace), progress)
+        result = evaluate_models(_load(recipe), Workspace(workspace), progress, names)
     show_quality(result)
 
 

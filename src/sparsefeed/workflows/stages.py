@@ -188,7 +188,9 @@ def _alone(out: Path, etl: str, start: str) -> Iterator[None]:
         yield
 
 
-def evaluate_models(recipe: Recipe, workspace: Workspace, progress: Progress = silent) -> dict[str, Any]:
+def evaluate_models(
+    recipe: Recipe, workspace: Workspace, progress: Progress = silent, against: Sequence[Any] = ("lightgbm",)
+) -> dict[str, Any]:
     """Measure every model of the workspace trained on its ETL, beside the baselines; writes evaluation.json."""
     from sparsefeed.models.evaluate import evaluate
     from sparsefeed.models.torchrec.checkpoint import Checkpoint, identity, latest
@@ -206,7 +208,7 @@ def evaluate_models(recipe: Recipe, workspace: Workspace, progress: Progress = s
         raise TrainError(f"{workspace.training('ips').parent}: no model of this ETL run; run `sparsefeed train` first")
     truth = Path(etl["logs"]) / "truth"
     scorers: dict[str, Scorer] = {weights: Scorer(spec, path) for weights, path in checkpoints.items()}
-    result = evaluate(spec, workspace.etl, scorers, truth if truth.exists() else None, progress)
+    result = evaluate(spec, workspace.etl, scorers, truth if truth.exists() else None, progress, against)
     result["checkpoints"] = {weights: identity(path) for weights, path in checkpoints.items()}
     write_json(workspace.evaluation, result)
     return result

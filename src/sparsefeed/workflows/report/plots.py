@@ -39,9 +39,18 @@ __all__ = [
     "table_memory",
 ]
 
-MODEL_NAMES = {"ips": "IPS weights", "none": "no weights", "lightgbm": "LightGBM, no ids", "constant": "constant"}
-_MODEL_COLOURS = dict(zip(MODEL_NAMES.values(), (BLUE, VERMILION, GREEN, GREY), strict=True))
-_MODEL_SHAPES = dict(zip(MODEL_NAMES.values(), ("circle", "square", "triangle-up", "diamond"), strict=True))
+MODEL_NAMES = {
+    "ips": "IPS weights",
+    "none": "no weights",
+    "lightgbm": "LightGBM, no ids",
+    "constant": "constant",
+    "lightgbm_ids": "LightGBM, ids encoded",
+    "logistic": "logistic regression",
+}
+_COLOURS = (BLUE, VERMILION, GREEN, GREY, *HUES[3:5])
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+_MODEL_COLOURS = dict(zip(MODEL_NAMES.values(), _COLOURS, strict=True))
+_MODEL_SHAPES = dict(zip(MODEL_NAMES.values(), _SHAPES, strict=True))
 
 
 def response_rates(rates: Mapping[str, tuple[float, float]]) -> Plot:

@@ -67,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.fit(max_iter=steps, display=200, eval_interval=every, snapshot=_NEVER, snapshot_prefix="model")
     model.save_params_to_files("model", steps)  # the dense model alone
     model.embedding_dump("embeddings")
+    if not Path("embeddings").exists() and not any(Path().glob("*.model")):
+        print("nothing was written: this was a recording of HugeCTR, not HugeCTR")
+        return
     _check_files(run, Path())
     beside = Path("hugectr.json.partial")
     beside.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")

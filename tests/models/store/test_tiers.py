@@ -256,6 +256,14 @@ class TestEveryTier:
             assert tier.lookup("v1", name, np.arange(len(expected)), 0.0, out) == 0
             np.testing.assert_array_equal(out, expected)
 
+    def test_sparse_folders_are_loaded_as_hps_names_them(self, tier: Tier, tmp_path: Path) -> None:
+        export_hps(
+            tmp_path / "export", {"post": np.concatenate([np.zeros((1, 4)), np.ones((2, 4))]).astype(np.float32)}
+        )
+        (tmp_path / "export" / "post").rename(tmp_path / "export" / "post.model")
+        assert load(tier, "v1", tmp_path / "export", {"post": 4}) == 3
+        assert tier.num_rows("v1", "post") == 3
+
     def test_a_load_of_a_wrong_folder_writes_nothing(self, tier: Tier, tmp_path: Path) -> None:
         export_hps(tmp_path / "export", {"member": values(4)})
         for dims in ({"member": 4, "post": 8}, {"member": 8}):

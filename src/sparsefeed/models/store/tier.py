@@ -118,14 +118,14 @@ class Tier(Protocol):
 
 
 def load(tier: Tier, model: str, folder: Path, dims: Mapping[str, int]) -> int:
-    """Put the sparse folders that `export_hps` wrote into a tier; a load that failed can be run again.
+    """Put sparse folders, `<table>` or `<table>.model`, into a tier; a load that failed can be run again.
 
     Every folder is checked before the first row is written. Memory: one batch of rows, as the files are mapped.
 
     Args:
         tier: where to.
         model: the name the tables get there.
-        folder: holds one sparse folder per table.
+        folder: holds one sparse folder per table: of `export_hps`, or a model's version of `export --hps`.
         dims: floats per row by table; these tables are loaded.
 
     Returns:
@@ -134,7 +134,10 @@ def load(tier: Tier, model: str, folder: Path, dims: Mapping[str, int]) -> int:
     Raises:
         BundleError: a folder is missing or is not of its dim, or the tier has the table with another dim.
     """
-    sources = {table: read_hps(Path(folder) / table, dim) for table, dim in dims.items()}
+    sources = {}
+    for table, dim in dims.items():
+        suffixed = Path(folder) / f"{table}.model"
+        sources[table] = read_hps(suffixed if suffixed.is_dir() else Path(folder) / table, dim)
     for table, (keys, rows) in sources.items():
         tier.write(model, table, keys, rows)
     return sum(len(keys) for keys, _ in sources.values())

@@ -45,7 +45,7 @@ MODEL_NAMES = {
     "lightgbm": "LightGBM, no ids",
     "constant": "constant",
     "lightgbm_ids": "LightGBM, ids encoded",
-    "logistic": "logistic regression",
+    "logistic": "logistic",
 }
 _COLOURS = (BLUE, VERMILION, GREEN, GREY, *HUES[3:5])
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
@@ -132,6 +132,8 @@ def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot
     def dots(metric: str, label: str, scale: Any, axis: Any, below: Sequence[Any]) -> Plot:
         rows = [{k: row[k] for k in ("response", "model", metric)} for row in named if math.isfinite(row[metric])]
         names = list(dict.fromkeys(row["model"] for row in rows))
+        columns = 4 if len(names) <= 4 else 3  # the longer names come with the fifth
+        key = alt.Legend(columns=columns)
         marks = (
             chart_of(rows)
             .mark_point(filled=True, size=80, opacity=1)
@@ -141,15 +143,18 @@ def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot
                 yOffset=alt.YOffset("model:N", sort=names),
                 x=alt.X(f"{metric}:Q", title=label, scale=scale, axis=axis),
                 color=alt.Color(
-                    "model:N", scale=legend(names, [_MODEL_COLOURS.get(n, GREY) for n in names]), sort=names
+                    "model:N", scale=legend(names, [_MODEL_COLOURS.get(n, GREY) for n in names]), sort=names, legend=key
                 ),
-                shape=alt.Shape("model:N", scale=legend(names, [_MODEL_SHAPES.get(n, "cross") for n in names])),
+                shape=alt.Shape(
+                    "model:N", scale=legend(names, [_MODEL_SHAPES.get(n, "cross") for n in names]), legend=key
+                ),
             )
         )
         words = (f"{row['response']}, {row['model']}: {row[metric]:.3f}" for row in rows)
         chart = alt.layer(*below, marks)
         name = metric.replace("_", "-")
-        return draw(chart, name, label, f"{label}: " + "; ".join(words), _height(len(measured), line=44))
+        height = _height(len(measured), line=44, legend_rows=-(-len(names) // columns))
+        return draw(chart, name, label, f"{label}: " + "; ".join(words), height)
 
     ratios = [row["predicted_over_actual"] for row in named if row["predicted_over_actual"] > 0]
     scale, ticks = log_axis(ratios, (0.9, 1.1))

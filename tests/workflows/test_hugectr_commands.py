@@ -129,3 +129,12 @@ def test_runs_of_another_model_and_folders_that_are_none(logs_folder: Path, tmp_
     ):
         with pytest.raises(SparsefeedError, match=message):
             done(invoke(*words))
+
+
+def test_a_weighted_run_is_not_taken_for_an_unweighted_model(logs_folder: Path, tmp_path: Path, invoke: Invoke) -> None:
+    done(invoke("etl", "--logs", logs_folder, "--for", "hugectr"))
+    recipe = yaml.safe_load((tmp_path / "feed.yaml").read_text())
+    (tmp_path / "feed.yaml").write_text(yaml.safe_dump({**recipe, "train": {**recipe["train"], "weights": "none"}}))
+    with pytest.raises(SparsefeedError, match="HugeCTR's rows are weighted, the recipe says train.weights: none"):
+        done(invoke("export", "--from", "hugectr", tmp_path / "run"))
+    assert not Workspace(tmp_path / "work").training("none").exists()

@@ -135,6 +135,6 @@ def test_a_weighted_run_is_not_taken_for_an_unweighted_model(logs_folder: Path, 
     done(invoke("etl", "--logs", logs_folder, "--for", "hugectr"))
     recipe = yaml.safe_load((tmp_path / "feed.yaml").read_text())
     (tmp_path / "feed.yaml").write_text(yaml.safe_dump({**recipe, "train": {**recipe["train"], "weights": "none"}}))
-    with pytest.raises(SparsefeedError, match="HugeCTR's rows are weighted, the recipe says train.weights: none"):
+    with pytest.raises(SparsefeedError, match=r"HugeCTR's rows are weighted, the recipe says train.weights: none"):
         done(invoke("export", "--from", "hugectr", tmp_path / "run"))
     assert not Workspace(tmp_path / "work").training("none").exists()

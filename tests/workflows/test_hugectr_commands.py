@@ -18,7 +18,7 @@ from sparsefeed.models.hugectr.exchange import HugectrRun
 from sparsefeed.models.hugectr.formats import read_dump
 from sparsefeed.models.plan import Plan
 from sparsefeed.models.store.store import ParameterStore
-from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
+from sparsefeed.models.torchrec.checkpoint import Checkpoint, finished, latest
 from sparsefeed.workflows.cli import app
 from sparsefeed.workflows.workspace import Workspace
 from tests import logs
@@ -83,6 +83,10 @@ def test_from_logs_to_a_bundle_and_back(
     assert checkpoint is not None
     assert Checkpoint.read(checkpoint).step == step
     done(invoke("eval"))
+    done(invoke("etl", "--logs", logs_folder))  # its ids are the same
+    with pytest.raises(SparsefeedError, match="is a model of HugeCTR, which is at its end"):
+        done(invoke("train"))
+    assert finished(place.training("ips")) == checkpoint
     # What is served is what the run held.
     version = open_version(place.bundles)
     store = ParameterStore.open(version.tables)

@@ -177,7 +177,9 @@ def evaluate(
     assert rows is not None, "evaluate needs a model"
     dense, labels, weights, ids = _trained_on(spec, data)
     threads = len(os.sched_getaffinity(0))
-    for name in against if spec.dense else ():
+    for name in against:
+        if not spec.dense and not (name == "lightgbm_ids" and ids):
+            continue  # there is nothing to fit
         progress(len(scorers), steps, f"fitting {name}")
         given, asked = dense, rows.dense
         if name == "lightgbm_ids":

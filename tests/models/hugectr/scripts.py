@@ -6,7 +6,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,12 +37,13 @@ def run_script(
     *options: str,
     release: str = "24.06",
     spec: Path | None = None,
+    rank: int = 0,
 ) -> Graph:
     """Run it in `folder`, where it writes `out`; what it recorded."""
     stub = Stub(release)
     plan.save(folder / "plan.json")
     mpi = ModuleType("mpi4py")
-    mpi.MPI = object()  # type: ignore[attr-defined]
+    mpi.MPI = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_rank=lambda: rank))  # type: ignore[attr-defined]
     with patch.context() as patched:
         patched.setitem(sys.modules, "hugectr", stub.module)
         patched.setitem(sys.modules, "mpi4py", mpi)

@@ -24,7 +24,7 @@ from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.hugectr.formats import DumpedTable, put_rows, read_dense, read_dump, write_dense, write_dump
 from sparsefeed.models.plan import Plan
-from sparsefeed.models.torchrec.checkpoint import Checkpoint, create, load_model
+from sparsefeed.models.torchrec.checkpoint import HUGECTR, Checkpoint, create, load_model
 from sparsefeed.models.torchrec.columns import capacity_rows, etl_fingerprint
 from sparsefeed.progress import Progress, silent
 
@@ -120,7 +120,7 @@ def from_hugectr(
     path = folder / f"model_dense_{run.step}.model"
     dense.load_state_dict(dense_state(dense, read_dense(path, [a.shape for a in dense_arrays(dense)])))
     checkpoint = Checkpoint(
-        step=run.step, feed=spec, etl=run.etl, data="HugeCTR", model=model, config=config.model_dump(mode="json"),
+        step=run.step, feed=spec, etl=run.etl, data=HUGECTR, model=model, config=config.model_dump(mode="json"),
         tables={table.name: (table.rows, table.dim) for table in tables},
     )  # fmt: skip
     final = out / "checkpoints" / f"step-{run.step}"
@@ -142,7 +142,8 @@ def from_hugectr(
 
 def _replace(out: Path, final: Path, partial: Path) -> None:
     """Put a checkpoint in the place of all that was trained in a folder."""
-    result = {"checkpoint": final.name, "step": 0, "num_samples": 0, "loss": {}, "samples_per_s": 0.0, "io": []}
+    step = int(final.name.removeprefix("step-"))
+    result = {"checkpoint": final.name, "step": step, "num_samples": 0, "loss": {}, "samples_per_s": 0.0, "io": []}
     if final.exists():
         final.rename(final.with_name(f".{final.name}.old.partial"))
     partial.rename(final)

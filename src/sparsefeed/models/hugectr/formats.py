@@ -101,7 +101,7 @@ def read_dump(folder: Path, collection: int = 0) -> list[DumpedTable]:
     """Memory-map an embedding dump, in the order its metadata have.
 
     Raises:
-        BadFileError: A file is missing or has another size, type or table than the metadata say; keys occur twice.
+        BadFileError: A file is missing or has another size, type or table than the metadata say.
     """
     place = folder / f"embedding_collection_{collection}"
     path = place / "meta_data"
@@ -219,9 +219,8 @@ def put_rows(
             if not np.isfinite(values).all():
                 bad = keys[np.argmin(np.isfinite(values).all(axis=1))]
                 raise BadFileError(path, f"{where}: the row of key {bad} holds no numbers; the training diverged")
-            twice = (
-                keys[seen[keys]] if seen[keys].any() else keys[np.bincount(keys - keys.min())[keys - keys.min()] > 1]
-            )
+            ordered = np.sort(keys)
+            twice = np.concatenate([keys[seen[keys]], ordered[1:][ordered[1:] == ordered[:-1]]])
             if len(twice):
                 raise BadFileError(path, f"{where}: key {twice[0]} occurs twice; dumped by several processes?")
             seen[keys] = True

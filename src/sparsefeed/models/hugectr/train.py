@@ -42,15 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = _describe(spec, data, plan, etl, steps, given)
     if given.start_from:
         _check_weights(run, _read(given.start_from / "hugectr.json"), given.start_from)
+    is_first = True
     if len(hosts := _hosts(plan)) > 1:
-        print("of several hosts HugeCTR 24.06 dumps tables at wrong offsets: `export --from` will refuse the run")
-        from mpi4py import MPI  # noqa: F401  HugeCTR wants it initialised
+        print("HugeCTR 24.06 dumps tables of several hosts at wrong offsets: they can be measured, not served")
+        from mpi4py import MPI  # HugeCTR wants it initialised
+
+        is_first = MPI.COMM_WORLD.Get_rank() == 0
     import hugectr
 
     given.out.mkdir(parents=True, exist_ok=True)
-    for stale in (given.out / "hugectr.json", *given.out.glob("*.model")):
-        stale.unlink(missing_ok=True)  # or a run that fails would be taken for whole
-    shutil.rmtree(given.out / "embeddings", ignore_errors=True)
+    if is_first:  # what is stale goes, or a run that fails would be taken for whole
+        for stale in (given.out / "hugectr.json", *given.out.glob("*.model")):
+            stale.unlink(missing_ok=True)
+        shutil.rmtree(given.out / "embeddings", ignore_errors=True)
     os.chdir(given.out)  # where HugeCTR writes
     model = _open(hugectr, data, plan, hosts, steps, given)
     _add_inputs(hugectr, model, data)
@@ -67,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.fit(max_iter=steps, display=200, eval_interval=every, snapshot=_NEVER, snapshot_prefix="model")
     model.save_params_to_files("model", steps)  # the dense model alone
     model.embedding_dump("embeddings")
+    if not is_first:
+        return
     if not Path("embeddings").exists() and not any(Path().glob("*.model")):
         print("nothing was written: this was a recording of HugeCTR, not HugeCTR")
         return

@@ -37,6 +37,7 @@ from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.difference import difference
 
 __all__ = [
+    "HUGECTR",
     "Checkpoint",
     "Shard",
     "clear_partial",
@@ -51,6 +52,7 @@ __all__ = [
     "save",
 ]
 
+HUGECTR = "HugeCTR"
 _KEPT = 2
 
 
@@ -61,7 +63,7 @@ class Checkpoint(Frozen):
     step: int  # global batches trained
     feed: FeedSpec
     etl: str  # fingerprint of the ETL run: its ids are the tables' rows
-    data: str  # digest of the training files' names and rows
+    data: str  # digest of the training files' names and rows; HUGECTR: not trained here
     model: ModelConfig
     config: dict[str, Any]  # TrainConfig
     tables: dict[str, tuple[int, int]]  # name -> (capacity_rows, dim)

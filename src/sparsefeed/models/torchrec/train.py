@@ -36,7 +36,7 @@ from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.difference import difference
 from sparsefeed.models.plan import Plan, make_plan
 from sparsefeed.models.topology import Topology
-from sparsefeed.models.torchrec.checkpoint import Checkpoint, clear_partial, finished, identity, latest
+from sparsefeed.models.torchrec.checkpoint import HUGECTR, Checkpoint, clear_partial, finished, identity, latest
 from sparsefeed.models.torchrec.cold_start import check_cold_start, first_rows
 from sparsefeed.models.torchrec.columns import (
     Rows,
@@ -228,6 +228,11 @@ def _check_out(job: Job, resume: bool) -> None:
     if not resume:
         raise TrainError(f"{job.out}: already holds a training run; resume it (resume=True), or name another folder")
     found = Checkpoint.read(path)
+    if found.data == HUGECTR:
+        raise TrainError(
+            f"{path}: is a model of HugeCTR, which is at its end; export it, go on by `train --day`, or remove "
+            f"{job.out} to train anew"
+        )
     for what, got, wanted in (
         ("spec", job.spec, found.feed),
         ("model", job.model, found.model),

@@ -28,7 +28,7 @@ from training_rows import feed
 
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
-from sparsefeed.models.plan import DenseSize
+from sparsefeed.models.dense_size import DenseSize
 
 MODEL = ModelConfig(hidden=(512, 256, 128), cross_layers=2, cross_rank=64)
 SQUARE, COPIED = 8192, 1 << 30

@@ -52,7 +52,7 @@ def test_a_cross_layer_is_the_low_rank_formula() -> None:
 
 def test_the_model_is_cross_and_deep_side_by_side_under_one_linear_head(spec: FeedSpec) -> None:
     torch.manual_seed(0)
-    model = DenseModel(spec, CONFIG)
+    model = DenseModel(spec, CONFIG.model_copy(update={"interactions": False}))
     pooled, member, candidate = pooled_of(spec, 4), torch.randn(4, 1), torch.randn(4, 1)
     x0 = torch.cat([member, candidate, *(pooled[f.name] for f in spec.lookups)], dim=1)
     x = h = x0
@@ -62,6 +62,82 @@ def test_the_model_is_cross_and_deep_side_by_side_under_one_linear_head(spec: Fe
         h = layer(h)
     expected = np.concatenate([as_numpy(x), as_numpy(h)], 1) @ as_numpy(model.head.weight).T + as_numpy(model.head.bias)
     np.testing.assert_allclose(as_numpy(model(pooled, member, candidate)), expected, atol=1e-5)
+
+
+def pairs_of(spec: FeedSpec, pooled: dict[str, torch.Tensor]) -> np.ndarray:
+    """Dot products of vectors of one width: width by width, (1, 0), (2, 0), (2, 1), (3, 0) and so on."""
+    columns = []
+    for dim in dict.fromkeys(spec.table_of(f).dim for f in spec.lookups):
+        vectors = [as_numpy(pooled[f.name]) for f in spec.lookups if spec.table_of(f).dim == dim]
+        columns += [(vectors[i] * vectors[j]).sum(1) for i in range(len(vectors)) for j in range(i)]
+    return np.stack(columns, 1)
+
+
+def test_dot_products_of_pairs_go_to_deep_and_head_and_their_sum_to_the_logits(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    model = DenseModel(spec, CONFIG)
+    pooled, member, candidate = pooled_of(spec, 4), torch.randn(4, 1), torch.randn(4, 1)
+    dots = pairs_of(spec, pooled)
+    assert dots.shape[1] == model.interactions.num_pairs > 1
+    x0 = torch.cat([member, candidate, *(pooled[f.name] for f in spec.lookups)], dim=1)
+    x, h = x0, torch.cat([x0, torch.from_numpy(dots).float()], dim=1)
+    for cross in model.cross:
+        x = cross(x0, x)
+    for layer in model.deep:
+        h = layer(h)
+    inputs = np.concatenate([as_numpy(x), as_numpy(h), dots], 1)
+    expected = inputs @ as_numpy(model.head.weight).T + as_numpy(model.head.bias) + dots.sum(1, keepdims=True)
+    np.testing.assert_allclose(as_numpy(model(pooled, member, candidate)), expected, atol=1e-5)
+
+
+def test_experts_are_mixed_for_each_response(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    model = DenseModel(spec, CONFIG.model_copy(update={"experts": 3}))
+    pooled, member, candidate = pooled_of(spec, 4), torch.randn(4, 1), torch.randn(4, 1)
+    dots = pairs_of(spec, pooled)
+    x0 = torch.cat([member, candidate, *(pooled[f.name] for f in spec.lookups)], dim=1)
+    x, seen = x0, torch.cat([x0, torch.from_numpy(dots).float()], dim=1)
+    for cross in model.cross:
+        x = cross(x0, x)
+    experts = [as_numpy(model.deep[3 + e](model.deep[e](seen))) for e in range(3)]
+    scores = (as_numpy(seen) @ as_numpy(model.mix.weight).T + as_numpy(model.mix.bias)).reshape(4, -1, 3)
+    shares = np.exp(scores) / np.exp(scores).sum(2, keepdims=True)
+    got = as_numpy(model(pooled, member, candidate))
+    for r in range(got.shape[1]):
+        h = sum(shares[:, r, e : e + 1] * experts[e] for e in range(3))
+        inputs = np.concatenate([as_numpy(x), h, dots], 1)
+        expected = inputs @ as_numpy(model.head.weight)[r] + as_numpy(model.head.bias)[r] + dots.sum(1)
+        np.testing.assert_allclose(got[:, r], expected, atol=1e-5)
+
+
+def test_equal_experts_are_one(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    one, three = DenseModel(spec, CONFIG), DenseModel(spec, CONFIG.model_copy(update={"experts": 3}))
+    state = one.state_dict()
+    for name in three.state_dict():
+        if name.startswith("deep."):
+            _, number, rest = name.split(".", 2)
+            state[name] = one.state_dict()[f"deep.{int(number) // 3}.{rest}"]
+        elif name.startswith("mix."):
+            state[name] = three.state_dict()[name]
+    three.load_state_dict(state)
+    inputs = pooled_of(spec, 4), torch.randn(4, 1), torch.randn(4, 1)
+    torch.testing.assert_close(three(*inputs), one(*inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_residual_a_cross_layer_gives_the_product_alone() -> None:
+    torch.manual_seed(0)
+    layer, x0, x = CrossLayer(5, 2, residual=False), torch.randn(7, 5), torch.randn(7, 5)
+    torch.testing.assert_close(layer(x0, x), x0 * layer.expand(layer.project(x)))
+
+
+def test_dropout_leaves_out_in_training_alone(spec: FeedSpec) -> None:
+    torch.manual_seed(0)
+    model = DenseModel(spec, CONFIG.model_copy(update={"dropout": 0.5}))
+    inputs = pooled_of(spec, 64), torch.randn(64, 1), torch.randn(64, 1)
+    assert not torch.equal(model(*inputs), model(*inputs))
+    model.eval()
+    assert torch.equal(model(*inputs), model(*inputs))
 
 
 def test_the_order_of_the_pooled_mapping_is_of_no_account(spec: FeedSpec) -> None:

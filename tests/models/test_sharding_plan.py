@@ -13,7 +13,8 @@ from sparsefeed.errors import SpecError, TrainError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig, Sharding
 from sparsefeed.models.dense import DenseModel
-from sparsefeed.models.plan import DenseSize, Plan, make_plan
+from sparsefeed.models.dense_size import DenseSize
+from sparsefeed.models.plan import Plan, make_plan
 from sparsefeed.models.topology import Topology
 
 MODEL = ModelConfig(hidden=(8, 4), cross_layers=2, cross_rank=3)
@@ -41,11 +42,17 @@ def plan_of(sharding: Sharding, topology: Topology = ONE_LINE, batch_size: int =
 
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("cross_layers", [0, 2])
-def test_the_dense_model_has_the_parameters_and_products_that_are_planned(gate: bool, cross_layers: int) -> None:
-    model = MODEL.model_copy(update={"gate": gate, "cross_layers": cross_layers})
+@pytest.mark.parametrize("experts", [1, 3])
+@pytest.mark.parametrize("interactions", [True, False])
+def test_the_dense_model_has_the_parameters_and_products_that_are_planned(
+    gate: bool, cross_layers: int, experts: int, interactions: bool
+) -> None:
+    shape = {"gate": gate, "cross_layers": cross_layers, "experts": experts, "interactions": interactions}
+    model = MODEL.model_copy(update=shape)
     size, built = DenseSize.of(SPEC, model), DenseModel(SPEC, model)
     assert size.parameters == sum(parameter.numel() for parameter in built.parameters())
-    assert size.products == sum(weight.numel() for weight in built.parameters() if weight.dim() == 2)
+    weights = sum(weight.numel() for weight in built.parameters() if weight.dim() == 2)
+    assert size.products == weights + (2 * 2 * 64 if interactions else 0)  # all with all of two vectors of 64
     assert size.width == 1 + 8 + 2 * 64
 
 

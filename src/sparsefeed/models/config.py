@@ -18,9 +18,13 @@ class ModelConfig(Frozen):
 
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128, 64), min_length=1)  # width per gated layer
     gate: bool = True  # False: relu(W h) alone
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # share of a gated layer's outputs that a step leaves out
+    experts: int = Field(default=1, ge=1)  # gated networks that each response mixes for itself; 1: all share one
+    interactions: bool = True  # dot products of the lookups' vectors, pair by pair
     cross_layers: int = Field(default=2, ge=0, le=8)  # 0: no cross network, the head sees the raw input
     cross_rank: int = Field(default=32, ge=1)
-    table_init: float = Field(default=0.05, gt=0)  # embedding rows begin uniform in [-table_init, table_init]
+    cross_residual: bool = True  # False: a cross layer does not add its input
+    table_init: float = Field(default=0.1, gt=0)  # embedding rows begin uniform in [-table_init, table_init]
 
 
 class ColdStart(Frozen):
@@ -65,7 +69,8 @@ class TrainConfig(Frozen):
     deterministic: bool = False  # refuse operations whose result may differ from run to run (on GPUs: slower)
     epochs: int = Field(default=1, ge=1)
     dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
-    table_learning_rate: float = Field(default=0.05, gt=0)  # row-wise Adagrad
+    table_learning_rate: float = Field(default=0.1, gt=0)  # row-wise Adagrad
+    table_initial_gradient: float = Field(default=0.1, ge=0)  # times batch_size, which every row's Adagrad begins with
     warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
     cold_start: dict[Name, ColdStart] = Field(default_factory=dict)  # by table; of the others: `tail`
     weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
@@ -76,6 +81,15 @@ class TrainConfig(Frozen):
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps
     checkpoint_every_s: float = Field(default=300.0, gt=0)  # besides the one at the end
+
+    @property
+    def initial_accumulator(self) -> float:
+        """Of row-wise Adagrad, for rows that nothing was learnt of.
+
+        A loss is a mean over the batch, so gradients are of the order 1 / batch_size. Without it the first row of a
+        batch that has a new id moves that id's row by the learning rate in every float, whatever it says.
+        """
+        return (self.table_initial_gradient / self.batch_size) ** 2
 
     @model_validator(mode="after")
     def _can_be_split(self) -> TrainConfig:

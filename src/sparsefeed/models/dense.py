@@ -1,11 +1,11 @@
-"""The dense model: a gated MLP beside a low-rank cross network, one linear head per response.
+"""The dense model: a gated MLP beside a low-rank cross network and dot products, one linear head per response.
 
 Notable: no layer mixes rows, so a row's logits do not depend on the rest of its batch, and one
-trained model serves any number of members and candidates (docs/contracts/dense.md). Gate and
-cross are built of what HugeCTR has layers for, so both trainers fit the same model.
+trained model serves any number of members and candidates (docs/contracts/dense.md). Gate, cross
+and dot products are built of what HugeCTR has layers for, so both trainers fit the same model.
 
-Shapes: B rows, R responses, D width of the input, K cross rank, H width of a hidden layer,
-M and C the numbers of dense features of the member and of the candidate.
+Shapes: B rows, R responses, D width of the input, K cross rank, P pairs of lookups, E experts, H width of a hidden
+layer, M and C the numbers of dense features of the member and of the candidate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig
 
-__all__ = ["CrossLayer", "DenseModel", "GatedLayer"]
+__all__ = ["CrossLayer", "DenseModel", "GatedLayer", "Interactions"]
 
 
 class GatedLayer(nn.Module):
@@ -41,27 +41,64 @@ class GatedLayer(nn.Module):
 
 
 class CrossLayer(nn.Module):
-    """x_{l+1} = x_0 * (U (V x_l) + b) + x_l with V [K, D] and U [D, K]: DCN-v2's low-rank form (arXiv 2008.13535)."""
+    """x_{l+1} = x_0 * (U (V x_l) + b) + x_l with V [K, D] and U [D, K]: DCN-v2's low-rank form (arXiv 2008.13535).
 
-    def __init__(self, width: int, rank: int) -> None:
+    Without `residual` the last term is left out.
+    """
+
+    def __init__(self, width: int, rank: int, residual: bool = True) -> None:
         super().__init__()
         self.project = nn.Linear(width, rank, bias=False)  # V
         self.expand = nn.Linear(rank, width)  # U, b
+        self.residual = residual
 
     def forward(self, x0_BD: Tensor, x_BD: Tensor) -> Tensor:
         """Apply the layer."""
-        out: Tensor = x0_BD * self.expand(self.project(x_BD)) + x_BD
-        return out
+        out: Tensor = x0_BD * self.expand(self.project(x_BD))
+        return out + x_BD if self.residual else out
+
+
+class Interactions(nn.Module):
+    """Dot products of all pairs of vectors of one width: the vectors by name -> [B, P].
+
+    Pair (i, j), j < i, stands at i (i - 1) / 2 + j, as in DLRM (arXiv 1906.00091); widths in order of first lookups.
+    """
+
+    def __init__(self, spec: FeedSpec) -> None:
+        super().__init__()
+        names_of: dict[int, list[str]] = {}
+        for feature in spec.lookups:
+            names_of.setdefault(spec.table_of(feature).dim, []).append(feature.name)
+        self.groups = [names for names in names_of.values() if len(names) > 1]
+        self.num_pairs = sum(len(names) * (len(names) - 1) // 2 for names in self.groups)
+        for number, names in enumerate(self.groups):
+            pairs = torch.tril_indices(len(names), len(names), -1)
+            self.register_buffer(f"flat{number}", pairs[0] * len(names) + pairs[1], persistent=False)
+
+    def forward(self, pooled: Mapping[str, Tensor]) -> list[Tensor]:
+        """Per width its pairs, [B, pairs] each."""
+        dots = []
+        for number, names in enumerate(self.groups):
+            vectors_BND = torch.stack([pooled[name] for name in names], dim=1)
+            products_BNN = vectors_BND @ vectors_BND.transpose(1, 2)
+            dots.append(products_BNN.flatten(1).index_select(1, getattr(self, f"flat{number}")))
+        return dots
 
 
 class DenseModel(nn.Module):
     """Pooled embeddings and dense features -> one logit per response.
 
-        member_dense ─┐                ┌─ cross x cross_layers ─┐
-        candidate_dense ─ concat: x_BD ┤                        ├─ concat ─ linear ─ logits_BR
-        pooled lookups ─┘              └─ gated x len(hidden) ──┘
+        member_dense ─┐                ┌─ cross x cross_layers ─────────┐
+        candidate_dense ─ concat: x_BD ┤                                ├─ concat ─ linear ─ add ─ logits_BR
+        pooled lookups ─┘              └─ concat ─ gated x len(hidden) ─┤            │
+              └──────────────────────────── dot products of pairs ──────┴─── sum ────┘
 
-    The lookups enter in the spec's order, by name: the order of a caller's mapping is of no account.
+    The sum of the dot products is a factorisation machine's second order (Rendle, 2010): interactions of ids are
+    learnt from the first step, and no weight before them must be found first. The lookups enter in the spec's order,
+    by name: the order of a caller's mapping is of no account.
+
+    With several experts there is a gated network of each, and every response mixes their outputs by a softmax of its
+    own over a linear map of what they see (MMoE, KDD 2018).
 
     Attributes:
         config: The shape it was built with.
@@ -72,10 +109,19 @@ class DenseModel(nn.Module):
         self.config = config
         self._lookups = tuple(feature.name for feature in spec.lookups)
         width = len(spec.dense) + sum(spec.table_of(feature).dim for feature in spec.lookups)
-        self.cross = nn.ModuleList(CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers))
-        widths = (width, *config.hidden)
-        self.deep = nn.ModuleList(GatedLayer(before, after, config.gate) for before, after in pairwise(widths))
-        self.head = nn.Linear(width + config.hidden[-1], len(spec.responses))
+        self.interactions = Interactions(spec) if config.interactions else None
+        num_pairs = self.interactions.num_pairs if self.interactions else 0
+        self.cross = nn.ModuleList(
+            CrossLayer(width, config.cross_rank, config.cross_residual) for _ in range(config.cross_layers)
+        )
+        widths = (width + num_pairs, *config.hidden)
+        # Layer by layer, the experts of a layer side by side.
+        self.deep = nn.ModuleList(
+            GatedLayer(before, after, config.gate) for before, after in pairwise(widths) for _ in range(config.experts)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.mix = nn.Linear(widths[0], len(spec.responses) * config.experts) if config.experts > 1 else None
+        self.head = nn.Linear(width + config.hidden[-1] + num_pairs, len(spec.responses))
 
     def forward(self, pooled: Mapping[str, Tensor], member_dense_BM: Tensor, candidate_dense_BC: Tensor) -> Tensor:
         """Logits [B, R], uncalibrated.
@@ -86,12 +132,34 @@ class DenseModel(nn.Module):
             candidate_dense_BC: The candidate's dense features, in order; C may be 0.
         """
         x0_BD = torch.cat([member_dense_BM, candidate_dense_BC, *(pooled[name] for name in self._lookups)], dim=1)
-        x_BD = h_BH = x0_BD
+        dots = self.interactions(pooled) if self.interactions else []
+        x_BD = x0_BD
         for cross in self.cross:
             x_BD = cross(x0_BD, x_BD)
+        seen = torch.cat([x0_BD, *dots], dim=1) if dots else x0_BD
+        logits_BR = self._mixed(seen, x_BD, dots) if self.mix else self._shared(seen, x_BD, dots)
+        for dots_BP in dots:
+            logits_BR = logits_BR + dots_BP.sum(dim=1, keepdim=True)
+        return logits_BR
+
+    def _shared(self, h_BH: Tensor, x_BD: Tensor, dots: Sequence[Tensor]) -> Tensor:
         for layer in self.deep:
-            h_BH = layer(h_BH)
-        logits_BR: Tensor = self.head(torch.cat([x_BD, h_BH], dim=1))
+            h_BH = self.dropout(layer(h_BH))
+        logits_BR: Tensor = self.head(torch.cat([x_BD, h_BH, *dots], dim=1))
+        return logits_BR
+
+    def _mixed(self, seen: Tensor, x_BD: Tensor, dots: Sequence[Tensor]) -> Tensor:
+        assert self.mix is not None
+        experts, num = [seen] * self.config.experts, self.config.experts
+        for start in range(0, len(self.deep), num):
+            layers = self.deep[start : start + num]
+            experts = [self.dropout(layer(h_BH)) for layer, h_BH in zip(layers, experts, strict=True)]
+        shares_BRE = torch.softmax(self.mix(seen).unflatten(1, (-1, num)), dim=2)
+        h_BRH = shares_BRE @ torch.stack(experts, dim=1)
+        cut = (x_BD.shape[1], h_BRH.shape[2], sum(part.shape[1] for part in dots))
+        of_x, of_h_RH, of_dots = self.head.weight.split(cut, dim=1)
+        rest = torch.cat([x_BD, *dots], dim=1) @ torch.cat([of_x, of_dots], dim=1).T
+        logits_BR: Tensor = rest + (h_BRH * of_h_RH).sum(dim=2) + self.head.bias
         return logits_BR
 
     def start_at(self, rates: Sequence[float]) -> None:

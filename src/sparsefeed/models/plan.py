@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 from sparsefeed.errors import BadFileError, SpecError, TrainError, did_you_mean
 from sparsefeed.etl.spec import FeedSpec, Frozen, Table, validate
 from sparsefeed.models.config import ModelConfig, Sharding
+from sparsefeed.models.dense_size import DenseSize
 from sparsefeed.models.topology import Topology
 
-__all__ = ["DenseSize", "Plan", "TablePlan", "make_plan"]
+__all__ = ["Plan", "TablePlan", "make_plan"]
 
 _FLOAT, _ID = 4, 8  # bytes
 _SPARE = 0.9  # share of a device's memory that is planned with
@@ -118,35 +118,6 @@ class Plan(Frozen):
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         path.write_text(self.model_dump_json(indent=1) + "\n", "utf-8")
-
-
-@dataclass(frozen=True)
-class DenseSize:
-    """The dense model in numbers, without building it.
-
-    Attributes:
-        width: of its input.
-        parameters: floats.
-        products: multiplications of a row's forward pass, as many additions.
-        activations: floats that a row's forward pass keeps for the backward pass.
-    """
-
-    width: int
-    parameters: int
-    products: int
-    activations: int
-
-    @classmethod
-    def of(cls, spec: FeedSpec, model: ModelConfig) -> DenseSize:
-        """Of what `DenseModel(spec, model)` is."""
-        width = len(spec.dense) + sum(spec.table_of(feature).dim for feature in spec.lookups)
-        cross = 2 * width * model.cross_rank * model.cross_layers
-        parts = 2 if model.gate else 1
-        deep = sum(before * after * parts for before, after in pairwise((width, *model.hidden)))
-        head = (width + model.hidden[-1]) * len(spec.responses)
-        biases = width * model.cross_layers + parts * sum(model.hidden) + len(spec.responses)
-        kept = width + model.cross_layers * (model.cross_rank + 2 * width) + (parts + 1) * sum(model.hidden)
-        return cls(width, cross + deep + head + biases, cross + deep + head, kept)
 
 
 @dataclass(frozen=True)

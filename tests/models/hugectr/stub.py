@@ -429,6 +429,22 @@ def shapes_of(
         return [(*first[:-1], added["num_output"])]
     if kind in ("ReLU", "Sigmoid", "MultiCross", "Dropout"):
         return [first]
+    if kind == "Reshape" and "time_step" in added.given:
+        wanted = (added["time_step"], added["leading_dim"])
+        if size(wanted) != size(first):
+            raise Mistake(f"{by}: {wanted} of {size(first)} floats changes the batch")
+        return [wanted]
+    if kind == "Interaction":
+        rows, width = shapes[1]
+        if first != (width,):
+            raise Mistake(f"{by}: joins {shapes}; must be a vector and vectors of one width")
+        if rows + 1 > 32:
+            raise Mistake(f"{by}: {rows + 1} vectors; its backward pass is right up to 32")
+        return [(width + (rows + 1) * rows // 2 + 1,)]
+    if kind == "ReduceSum":
+        if added["axis"] != 1 or len(first) != 1:
+            raise Mistake(f"{by}: axis {added['axis']} of {first}; here it sums columns")
+        return [(1,)]
     if kind == "Reshape":
         if added["leading_dim"] != size(first):
             raise Mistake(f"{by}: leading_dim {added['leading_dim']} of {size(first)} floats changes the batch")

@@ -17,6 +17,7 @@ from sparsefeed.etl.pipeline import run
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.hugectr import train
+from sparsefeed.models.plan import Plan
 from sparsefeed.workflows.recipe import load_recipe
 from tests import logs
 from tests.models.hugectr.conftest import CONFIG, Script
@@ -137,6 +138,7 @@ def test_all_that_hugectr_is_told_of_solver_reader_and_rows(views: dict[str, Pat
     rows = json.loads((data / "hugectr.json").read_text())["num_rows"]
     plan = plan_of(logs.spec(), data, 2)
     options = ("--epochs", "3", "--learning-rate", "0.02", "--warmup", "0.1", "--decay", "0.5", "--seed", "7")
+    options += ("--initial-gradient", "0.5")
     graph = script(data, plan, *options)
     steps = 3 * rows["train"] // plan.batch_size
     assert {name: graph.solver[name] for name in graph.solver.given} == {
@@ -160,7 +162,7 @@ def test_all_that_hugectr_is_told_of_solver_reader_and_rows(views: dict[str, Pat
     }  # fmt: skip
     assert {name: graph.optimizer[name] for name in graph.optimizer.given} == {
         "optimizer_type": Member("Optimizer_t", "AdaGrad"), "update_type": Member("Update_t", "Global"),
-        "initial_accu_value": 0.0, "epsilon": 1e-8,
+        "initial_accu_value": (0.5 / plan.batch_size) ** 2, "epsilon": 1e-8,
     }  # fmt: skip
     assert graph.input is not None
     sparse = [
@@ -235,6 +237,20 @@ def test_weights_to_begin_with_are_loaded_before_the_first_step(
     place = tmp_path / "weights"
     assert graph.called("load_dense_weights") == [{"dense_model_file": str(place / f"model_dense_{step}.model")}]
     assert graph.called("embedding_load") == [{"path": str(place / "embeddings"), "table_names": []}]
+
+
+def shaped(plan: Plan, **shape: Any) -> Plan:
+    return plan.model_copy(update={"model": plan.model.model_copy(update=shape)})
+
+
+def test_a_model_without_dot_products_and_one_with_dropout_are_said(views: dict[str, Path], script: Script) -> None:
+    plan = plan_of(logs.spec(), views["hugectr"], 1)
+    kinds = [layer.kind for layer in script(views["hugectr"], shaped(plan, interactions=False)).layers]
+    assert "Interaction" not in kinds
+    assert "Add" not in kinds
+    graph = script(views["hugectr"], shaped(plan, dropout=0.25))
+    dropped = [layer.settings for layer in graph.layers if layer.kind == "Dropout"]
+    assert dropped == [{"dropout_rate": 0.25}] * len(plan.model.hidden)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +335,8 @@ def test_options_out_of_range_are_refused(
             ),
             "has tables .*512.*; the spec has",
         ),
+        (lambda plan: shaped(plan, experts=2), "model.experts is 2; here it must be 1: set it in the recipe"),
+        (lambda plan: shaped(plan, cross_residual=False), "model.cross_residual is False; here it must be True"),
     ],
 )
 def test_what_does_not_belong_together_ends_before_hugectr_is_imported(

@@ -79,7 +79,20 @@ class Twin:
         if layer.kind == "Sigmoid":
             return [1 / (1 + np.exp(-first))]
         if layer.kind == "Reshape":
+            if settings.get("time_step"):
+                return [first.reshape(len(first), settings["time_step"], settings["leading_dim"])]
             return [first.reshape(len(first), settings["leading_dim"])]
+        if layer.kind == "Interaction":  # strictly lower triangle row by row, then one column of padding
+            vectors = np.concatenate([first[:, None], bottoms[1]], axis=1)
+            i, j = np.tril_indices(vectors.shape[1], -1)
+            dots = (vectors @ vectors.transpose(0, 2, 1))[:, i, j]
+            return [np.concatenate([first, dots, np.zeros((len(first), 1))], axis=1)]
+        if layer.kind == "ReduceSum":
+            return [first.sum(axis=settings["axis"], keepdims=True)]
+        if layer.kind == "Add":
+            return [np.sum(bottoms, axis=0)]
+        if layer.kind == "Dropout":
+            return [first]  # as when it is measured
         if layer.kind == "Concat":
             return [np.concatenate(bottoms, axis=1)]
         if layer.kind == "Slice":

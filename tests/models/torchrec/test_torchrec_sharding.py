@@ -52,7 +52,7 @@ def reference(etl: Written) -> Callable[[int], tuple[list[list[float]], Tables]]
             tables.embedding_bags[table.name].weight.data.copy_(torch.from_numpy(first))
         model, adam = RankingModel(spec, tables, dense), torch.optim.Adam(dense.parameters(), lr=0.0)
         cut = {table.name: parts if table.name == "post" else 1 for table in spec.tables}
-        squares = {name: torch.zeros(capacities[name], cut[name]) for name in cut}
+        squares = {name: torch.full((capacities[name], cut[name]), (0.1 / ROWS) ** 2) for name in cut}
         curve = []
         for step in range(STEPS):
             share = min(1.0, (step + 1) / (WHOLE.warmup * STEPS))

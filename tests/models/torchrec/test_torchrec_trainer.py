@@ -73,7 +73,7 @@ def test_a_step_is_row_wise_adagrad_on_tables_and_adam_on_the_rest(etl, batches:
     dense.load_state_dict({k: v for k, v in trainer.dense_state().items() if not k.startswith("adam.")})
     reference = RankingModel(spec, tables, dense)
     adam = torch.optim.Adam(dense.parameters(), lr=0.01)
-    sums = {name: torch.zeros(len(bag.weight)) for name, bag in tables.embedding_bags.items()}
+    sums = {name: torch.full((len(bag.weight),), (0.1 / 8192) ** 2) for name, bag in tables.embedding_bags.items()}
     for batch in batches:
         loss = weighted_cross_entropy(reference(batch), batch.labels_BR, batch.weights_BR)
         reference.zero_grad()

@@ -47,6 +47,7 @@ class Shape(Frozen):
 
     hidden: tuple[int, ...]
     gate: bool
+    interactions: bool
     cross_layers: int
     cross_rank: int
 

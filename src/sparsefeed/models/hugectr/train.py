@@ -91,6 +91,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="start_from", type=_place, help="weights to begin with: `export --for hugectr`")
     parser.add_argument("--epochs", type=_number(int, 1), default=1)
     parser.add_argument("--learning-rate", type=_number(float, 1e-9), default=0.01, help="of AdaGrad")
+    parser.add_argument(
+        "--initial-gradient", type=_number(float, 0), default=0.1, help="times the batch, which AdaGrad begins with"
+    )
     parser.add_argument("--warmup", type=_number(float, 0, 1), default=0.05, help="share of the steps: it rises from 0")
     parser.add_argument(
         "--decay", type=_number(float, 0, 1), default=0.0, help="share of the steps, the last: it falls"
@@ -129,8 +132,9 @@ def _check(spec: Any, data: Any, plan: Any, given: argparse.Namespace) -> None:
         raise SystemExit(f"{given.data}: hugectr.json is of format {data.get('format')}; this script reads 1")
     if spec != _read(given.data / "spec.json"):
         raise SystemExit(f"{given.spec}: is another spec than that of {given.data}; name its spec.json")
-    if not {"model", "topology", "tables", "batch_size"} <= set(plan):
-        raise SystemExit(f"{given.plan}: has {sorted(plan)}; plan again with this version of sparsefeed")
+    if not {"model", "topology", "tables", "batch_size"} <= set(plan) or "interactions" not in plan["model"]:
+        raise SystemExit(f"{given.plan}: is of another version; plan again with this version of sparsefeed")
+    _check_model(spec, data, plan["model"], given.plan)
     _check_plan(spec, data["capacity_rows"], plan, given.plan)
     batch, rows = plan["batch_size"], data["num_rows"]
     if rows["train"] < batch:
@@ -142,6 +146,23 @@ def _check(spec: Any, data: Any, plan: Any, given: argparse.Namespace) -> None:
         path, wanted = given.data / f"{split}.bin", rows[split] * data["row_bytes"]
         if wanted and (not path.is_file() or path.stat().st_size != wanted):
             raise SystemExit(f"{path}: must have {wanted} bytes; run `sparsefeed hugectr check {given.data}`")
+
+
+def _check_model(spec: Any, data: Any, shape: Any, path: Path) -> None:
+    """HugeCTR cannot say all that a recipe can."""
+    for key, only in (("experts", 1), ("cross_residual", True)):
+        if shape[key] != only:
+            raise SystemExit(f"{path}: model.{key} is {shape[key]}; here it must be {only}: set it in the recipe")
+    if shape["interactions"] and any(len(names) > 32 for names in _groups(spec, data)):
+        raise SystemExit(f"{path}: more than 32 lookups of one width; Interaction takes 32: set model.interactions off")
+
+
+def _groups(spec: Any, data: Any) -> list[list[str]]:
+    """Lookups whose vectors have one width, where there are at least two; in order."""
+    groups: dict[int, list[str]] = {}
+    for lookup in data["lookups"]:
+        groups.setdefault(_dim(spec, lookup["table"]), []).append(lookup["name"])
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def _check_plan(spec: Any, capacity_rows: Any, plan: Any, path: Path) -> None:
@@ -170,7 +191,7 @@ def _describe(spec: Any, data: Any, plan: Any, etl: Any, steps: int, given: argp
         "spec_digest": data["spec_digest"],
         "etl": etl["fingerprint"],
         "step": steps,
-        "model": {name: plan["model"][name] for name in ("hidden", "gate", "cross_layers", "cross_rank")},
+        "model": {key: plan["model"][key] for key in ("hidden", "gate", "interactions", "cross_layers", "cross_rank")},
         "tables": [
             {"name": name, "rows": data["capacity_rows"][name], "dim": _dim(spec, name), "parts": parts[name]}
             for name in order
@@ -184,10 +205,11 @@ def _describe(spec: Any, data: Any, plan: Any, etl: Any, steps: int, given: argp
 def _dense_floats(spec: Any, data: Any, shape: Any) -> int:
     features = [name for name in data["dense"] if not name.startswith("_")]
     width = len(features) + sum(_dim(spec, lookup["table"]) for lookup in data["lookups"])
-    floats, before = shape["cross_layers"] * (2 * width * shape["cross_rank"] + width), width
+    pairs = sum(len(names) * (len(names) - 1) // 2 for names in _groups(spec, data)) if shape["interactions"] else 0
+    floats, before = shape["cross_layers"] * (2 * width * shape["cross_rank"] + width), width + pairs
     for after in shape["hidden"]:
         floats, before = floats + (2 if shape["gate"] else 1) * (before + 1) * after, after
-    return int(floats + (width + before + 1) * len(data["labels"]))
+    return int(floats + (width + before + pairs + 1) * len(data["labels"]))
 
 
 def _check_weights(run: dict[str, Any], weights: Any, folder: Path) -> None:
@@ -270,7 +292,7 @@ def _open(hugectr: Any, data: Any, plan: Any, hosts: list[list[int]], steps: int
     optimizer = hugectr.CreateOptimizer(
         optimizer_type=hugectr.Optimizer_t.AdaGrad,
         update_type=hugectr.Update_t.Global,
-        initial_accu_value=0.0,
+        initial_accu_value=(given.initial_gradient / batch_size) ** 2,
         epsilon=1e-8,
     )
     return hugectr.Model(solver, reader, optimizer)
@@ -331,7 +353,7 @@ def _dim(spec: Any, name: str) -> int:
 
 
 def _add_dense(hugectr: Any, model: Any, spec: Any, data: Any, shape: Any, vectors: dict[str, int]) -> str:
-    """Pooling, cross network and gated layers; the name of the logits, a column per response."""
+    """Pooling, cross network, dot products and gated layers; the name of the logits, a column per response."""
     kind, layers = hugectr.Layer_t, _Layers(hugectr, model)
     layers.cut("vectors", [(f"{name}_sum", width) for name, width in vectors.items()])
     features = [name for name in data["dense"] if not name.startswith("_")]
@@ -339,7 +361,7 @@ def _add_dense(hugectr: Any, model: Any, spec: Any, data: Any, shape: Any, vecto
     columns += [(name, 1) for name in data["dense"] if name.startswith(("_pads_", "_inverse_"))]
     if columns:  # else `_none` alone, which nothing reads
         layers.cut("dense", columns)
-    inputs = [layers.name("features")] if features else []
+    pooled_of: dict[str, str] = {}
     for lookup in data["lookups"]:
         name, width = lookup["name"], vectors[lookup["name"]]
         pooled = layers.name(f"{name}_sum")
@@ -352,13 +374,14 @@ def _add_dense(hugectr: Any, model: Any, spec: Any, data: Any, shape: Any, vecto
         if lookup["pooling"] == "mean":
             share = layers.add(kind.Scale, [f"_inverse_{name}"], [f"{name}_share"], axis=0, factor=float(width))
             pooled = layers.add(kind.ElementwiseMultiply, [pooled, share], [f"{name}_mean"])
-        inputs.append(pooled)
-    x0 = layers.joined(inputs, "x0")
+        pooled_of[name] = pooled
+    x0 = layers.joined([*([layers.name("features")] if features else []), *pooled_of.values()], "x0")
+    dots = _add_dots(kind, layers, spec, data, pooled_of) if shape["interactions"] else []
     crossed = x0
     if shape["cross_layers"]:
         settings = {"num_layers": shape["cross_layers"], "projection_dim": shape["cross_rank"]}
         crossed = layers.add(kind.MultiCross, [x0], ["cross"], **settings)
-    deep = x0
+    deep = layers.joined([x0, *dots], "seen")
     for number, width in enumerate(shape["hidden"]):
         value = layers.add(kind.InnerProduct, [deep], [f"value{number}"], num_output=width)
         if shape["gate"]:  # relu(v) * sigmoid(g) == relu(v * sigmoid(g)): the product must not meet relu's zeros
@@ -366,8 +389,31 @@ def _add_dense(hugectr: Any, model: Any, spec: Any, data: Any, shape: Any, vecto
             gate = layers.add(kind.Sigmoid, [gate], [f"gate{number}_open"])
             value = layers.add(kind.ElementwiseMultiply, [value, gate], [f"gated{number}"])
         deep = layers.add(kind.ReLU, [value], [f"deep{number}"])
-    both = layers.joined([crossed, deep], "both")
-    return layers.add(kind.InnerProduct, [both], ["logits"], num_output=len(data["labels"]))
+        if shape["dropout"]:
+            deep = layers.add(kind.Dropout, [deep], [f"kept{number}"], dropout_rate=shape["dropout"])
+    both, num = layers.joined([crossed, deep, *dots], "both"), len(data["labels"])
+    if not dots:
+        return layers.add(kind.InnerProduct, [both], ["logits"], num_output=num)
+    sums = layers.add(kind.ReduceSum, [layers.joined(dots, "dots")], ["dots_sum"], axis=1)
+    if num > 1:
+        copies = [f"dots_sum{number}" for number in range(num)]
+        layers.add(kind.Slice, [sums], copies, ranges=[(0, 1)] * num)
+        sums = layers.joined(copies, "dots_sums")
+    return layers.add(kind.Add, [layers.add(kind.InnerProduct, [both], ["head"], num_output=num), sums], ["logits"])
+
+
+def _add_dots(kind: Any, layers: _Layers, spec: Any, data: Any, pooled_of: dict[str, str]) -> list[str]:
+    """Dot products of all pairs of vectors of one width; Interaction puts its first bottom before, and a 0 behind."""
+    dots = []
+    for number, names in enumerate(_groups(spec, data)):
+        first, *others = [pooled_of[name] for name in names]
+        width = next(_dim(spec, lookup["table"]) for lookup in data["lookups"] if lookup["name"] == names[0])
+        flat = layers.joined(others, f"others{number}")
+        rows = layers.add(kind.Reshape, [flat], [f"vectors{number}"], leading_dim=width, time_step=len(others))
+        products = layers.add(kind.Interaction, [first, rows], [f"products{number}"])
+        pairs = len(names) * (len(names) - 1) // 2
+        dots.append(layers.add(kind.Slice, [products], [f"dots{number}"], ranges=[(width, width + pairs)]))
+    return dots
 
 
 def _add_loss(hugectr: Any, model: Any, data: Any, logits: str) -> None:

@@ -138,18 +138,19 @@ def _begin(job: Job, trainer: Trainer, checkpoint: Checkpoint, loader: Loader) -
         return found.step
     for shard in trainer.shards:
         if shard.table in job.new_rows:
-            _fill(shard, job.new_rows[shard.table], np.load(job.out / "new-rows" / f"{shard.table}.npy", mmap_mode="r"))
+            values = np.load(job.out / "new-rows" / f"{shard.table}.npy", mmap_mode="r")
+            _fill(shard, job.new_rows[shard.table], values, job.config.initial_accumulator)
     return 0
 
 
-def _fill(shard: Shard, first: int, values: NDArray[np.float32]) -> None:
-    """Begin the rows of new ids with these values; what training has counted of them is nothing."""
+def _fill(shard: Shard, first: int, values: NDArray[np.float32], accumulator: float) -> None:
+    """Begin the rows of new ids with these values, and Adagrad of them as of all rows at first."""
     rows, width = shard.values.shape
     start, stop = max(first, shard.row), min(first + len(values), shard.row + rows)
     if start < stop:
         cut = torch.from_numpy(values[start - first : stop - first, shard.column : shard.column + width].copy())
         shard.values[start - shard.row : stop - shard.row].copy_(cut)
-        shard.accumulator[start - shard.row : stop - shard.row] = 0
+        shard.accumulator[start - shard.row : stop - shard.row] = accumulator
 
 
 def _rates(job: Job, loader: Loader) -> list[float]:

@@ -112,6 +112,7 @@ class Trainer:
                 config.seed, number, shard.row + known, shard.row + rows, spec.tables[number].dim, model.table_init
             )
             shard.values[known:].copy_(torch.from_numpy(first[:, shard.column : shard.column + dim]))
+            shard.accumulator[known:] = config.initial_accumulator
 
     def start_at(self, rates: list[float]) -> None:
         """Begin at these response rates; see `DenseModel.start_at`."""

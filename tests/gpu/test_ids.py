@@ -59,13 +59,13 @@ def test_ten_million_keys_seen_and_unseen_get_the_rows_of_the_cpu(capsys: pytest
     id_map = IdMap.build(
         admitted, np.ones(len(admitted), np.int64), table="post", key_seed=KEY_SEED, tail_rows=TAIL_ROWS
     )
-    lookups, on_device = DeviceMap.of(id_map), cuda.to_device(keys)
+    lookups, there = DeviceMap.of(id_map), cuda.to_device(keys)
     expected = id_map.lookup(keys)
-    same(lookups.lookup(on_device), expected)
+    same(lookups.lookup(there), expected)
     same(lookups.encode(cuda.to_device(values)), expected)
     out = cuda.device_array(len(keys), np.int64)
     with capsys.disabled():
-        print(f"\nlookup by key: {100 * on_device(lambda: lookups.lookup(on_device, out=out)):.3f} ns/id")
+        print(f"\nlookup by key: {100 * on_device(lambda: lookups.lookup(there, out=out)):.3f} ns/id")
 
 
 def test_cupy_arrays_are_read_and_written_where_they_lie() -> None:

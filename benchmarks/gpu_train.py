@@ -95,7 +95,7 @@ def lookups(record: Recorder, batch: int, rows: int, dim: int, history: int) -> 
     with torch.no_grad():
         taken, copying = seconds(look_up), 2 * COPIED / seconds(lambda: target.copy_(source))
     moved = batch * (history * (4 * dim + 8) + 4 * dim) / taken
-    case = f"lookups of {history} rows of {dim}, {rows} rows, {name}"
+    case = f"lookups of {history} rows of {dim}, {rows} rows, batch {batch}, {name}"
     return [
         record.row(case, "samples per second", batch / taken, "samples/s"),
         record.row(case, "bytes per second", moved / 1e9, "GB/s", "copy", copying / 1e9),

@@ -1,6 +1,6 @@
 """The device's lookups against the CPU's, on a real GPU (tests/etl/ids/test_device.py needs none).
 
-Written for numba-cuda and RAPIDS 24.02; no GPU was at hand, so it has not run yet.
+Run on one H100 with driver 580.159.04, numba 0.68.0, numba-cuda 0.30.4 and CuPy 14.2.0; cuDF was not there.
 """
 
 from __future__ import annotations

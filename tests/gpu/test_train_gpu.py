@@ -1,4 +1,7 @@
-"""A training on one GPU against the same on the CPU: steps, every sharding, whole runs, going on, and what waits."""
+"""A training on one GPU against the same on the CPU: steps, shardings, whole runs, going on, and what waits.
+
+Run on one H100 with driver 580.159.04, torch 2.11.0+cu130, TorchRec 1.6.1, fbgemm-gpu 1.6.0 and NCCL 2.28.9.
+"""
 
 from __future__ import annotations
 

@@ -1,19 +1,20 @@
-"""The two halves of a training step on a GPU, against what the card itself reaches; appends to benchmarks/results.csv.
+"""A training step on a GPU and its two halves, against what the card itself reaches; appends to benchmarks/results.csv.
 
-    python benchmarks/gpu_train.py [--batch 65536] [--rows 10000000] [--dim 64] [--history 50]
+    python benchmarks/gpu_train.py [--batch 65536] [--rows 10000000] [--dim 64] [--history 50] [--train-rows 4194304]
 
-The dense model's forward and backward pass in bf16, beside a large matrix product of the same card; and lookups of
-pooled rows, forward, beside a copy within its memory. The lookups are fbgemm's where it is installed for CUDA, else
-PyTorch's. Needs a CUDA device, torch for it and this source tree; without a device it says so and exits with 1. No
-device was at hand when it was written, so it has not run on one and results.csv holds no row of it.
+The dense model's forward and backward pass in bf16, beside a large matrix product of the same card; lookups of
+pooled rows, forward, beside a copy within its memory; and whole steps (gpu_steps) where fbgemm is installed for CUDA:
+lookups are PyTorch's without. Needs a CUDA device, torch for it and this source tree; without a device it says so and
+exits with 1.
 
-Times are of CUDA events, the best of five after one warm-up.
+Times are of CUDA events, the best of five after one warm-up; of whole steps on the clock, the best of three passes.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,17 +54,16 @@ def dense(record: Recorder, batch: int, dim: int) -> list[Row]:
     """Samples a second, and operations a second beside the card's own matrix product."""
     spec = feed(dim)
     model = DenseModel(spec, MODEL).cuda()
-    pooled = {f.name: torch.randn(batch, dim, device="cuda", requires_grad=True) for f in spec.lookups}
-    sides = [
-        torch.randn(batch, len(spec.of_kind("dense", side=side)), device="cuda") for side in ("member", "candidate")
-    ]
+    given = {"device": "cuda", "dtype": torch.bfloat16}  # as the trainer hands them over
+    pooled = {f.name: torch.randn(batch, dim, requires_grad=True, **given) for f in spec.lookups}
+    sides = [torch.randn(batch, len(spec.of_kind("dense", side=side)), **given) for side in ("member", "candidate")]
 
     def step() -> None:
         with torch.autocast("cuda", torch.bfloat16):
             logits = model(pooled, *sides)
         logits.float().square().mean().backward()
 
-    square = torch.randn(SQUARE, SQUARE, device="cuda", dtype=torch.bfloat16)
+    square = torch.randn(SQUARE, SQUARE, **given)
     taken, product = seconds(step), 2 * SQUARE**3 / seconds(lambda: square @ square)
     operations = 6 * DenseSize.of(spec, MODEL).products * batch / taken
     case = f"dense model, batch {batch}, bf16"
@@ -95,7 +95,7 @@ def lookups(record: Recorder, batch: int, rows: int, dim: int, history: int) -> 
     with torch.no_grad():
         taken, copying = seconds(look_up), 2 * COPIED / seconds(lambda: target.copy_(source))
     moved = batch * (history * (4 * dim + 8) + 4 * dim) / taken
-    case = f"lookups of {history} rows of {dim}, {rows} rows, {name}"
+    case = f"lookups of {history} rows of {dim}, {rows} rows, batch {batch}, {name}"
     return [
         record.row(case, "samples per second", batch / taken, "samples/s"),
         record.row(case, "bytes per second", moved / 1e9, "GB/s", "copy", copying / 1e9),
@@ -105,7 +105,13 @@ def lookups(record: Recorder, batch: int, rows: int, dim: int, history: int) -> 
 def main() -> int:
     """Measure, record, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("batch", 65536), ("rows", 10_000_000), ("dim", 64), ("history", 50)):
+    for name, default in (
+        ("batch", 65536),
+        ("rows", 10_000_000),
+        ("dim", 64),
+        ("history", 50),
+        ("train-rows", 1 << 22),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -115,6 +121,13 @@ def main() -> int:
     record = Recorder("gpu-train", " ".join(["python benchmarks/gpu_train.py", *sys.argv[1:]]), machine=card)
     found = dense(record, options.batch, options.dim)
     found += lookups(record, options.batch, options.rows, options.dim, options.history)
+    try:
+        from gpu_steps import steps
+    except (ImportError, OSError) as error:
+        print(f"no whole step is measured: {error}", file=sys.stderr)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found += steps(record, MODEL, Path(folder), options.batch, options.rows, options.train_rows, options.dim)
     append(found)
     for row in found:
         print(row.case, row.metric, f"{row.value:.4g}", row.unit, f"{row.ratio:.2f} of {row.peer}" if row.ratio else "")

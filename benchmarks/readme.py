@@ -86,6 +86,8 @@ WEIGHTS = "{value:.3f} with IPS weights, {peer_value:.3f} without"
 TREES, UNWEIGHTED, OVER = "LightGBM without ids", "no weights", "predicted_over_actual"
 TRAINED, SAMPLES = "1M-row tables, batch 8192", "{value:,.0f} samples/s, {ratio:.1f} times plain {peer}"
 TIMES = "{value:,.0f} rows/s, {ratio:.2f} times {peer}"
+STEP = "training step, 10000000-row tables of 64, batch 65536, bf16"
+ON_H100 = "{value:.3f} ns an id, {peer_value:.2f} on 16 cores"
 README_FIGURES = Lines((
     ("click: AUC", "quality", "click", "auc", TREES, OF_PEER),
     ("like: AUC", "quality", "like", "auc", TREES, OF_PEER),
@@ -100,6 +102,10 @@ README_FIGURES = Lines((
     ("20M rows: map and write", "etl", "20M rows", "transform and write", "polars", TIMES),
     ("20M rows: peak memory", "etl", "20M rows", "peak memory", "NVTabular", "{value:.2f} GB, {ratio:.2f} of {peer}'s"),
     ("training, rows read", "train", TRAINED, "samples per second", "PyTorch", SAMPLES),
+    ("one H100: training steps, batch 65,536", "gpu-train", STEP, "samples per second", "PyTorch", SAMPLES),
+    ("one H100: training, rows read", "gpu-train", STEP, "reading parquet", "on the device", "{value:,.0f} samples/s"),
+    ("one H100: hash and look up strings", "gpu_ids", "10000000 keys, hash and look up strings", "time per id", "CPU",
+     ON_H100),
     ("ensemble, 100 candidates", "serve", "100 candidates, 1 in flight", "p50", "", "p50 {value:.1f} ms"),
     ("ensemble, 500 candidates", "serve", "500 candidates, 1 in flight", "p50", "", "p50 {value:.1f} ms"),
     ("the same, 4 in flight", "serve", "500 candidates, 4 in flight", "requests per second", "", "{value:,.0f}/s"),

@@ -3,7 +3,8 @@
     python train.py PEER FOLDER MODEL    reads FOLDER/train/*.parquet and FOLDER/spec.json; MODEL is JSON
 
 Imports nothing of sparsefeed. Reading and making batches is not timed for a peer, though ours reads parquet as it
-trains. Two threads, matrix products in bf16 where the library lets its caller say so.
+trains. Two threads, matrix products in bf16 where the library lets its caller say so. Plain PyTorch takes a GPU where
+there is one; its batches lie there then.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Net(nn.Module):
             F.embedding_bag(ids, self.tables[self.of[name]], offsets, mode="mean", sparse=True)
             for name, (ids, offsets) in bags.items()
         ]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(dense.device.type, torch.bfloat16):
             x0 = x = h = torch.cat([dense, *pooled], dim=1)
             for project, expand in zip(self.project, self.expand, strict=True):
                 x = x0 * expand(project(x)) + x
@@ -83,8 +84,9 @@ class Net(nn.Module):
 
 def plain_torch(folder: Path, model: dict[str, Any], batch_size: int) -> dict[str, float]:
     """nn.functional.embedding_bag with sparse gradients, Adagrad for the tables, Adam for the rest."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     spec, table = read(folder)
-    net = Net(spec, model, capacities(folder))
+    net = Net(spec, model, capacities(folder)).to(device)
     dense_names = [f["name"] for f in spec["features"] if f["kind"] == "dense"]
     batches = []
     for start in range(0, table.num_rows, batch_size):
@@ -100,13 +102,16 @@ def plain_torch(folder: Path, model: dict[str, Any], batch_size: int) -> dict[st
                 bags[name] = torch.tensor(column.to_numpy()), torch.arange(len(part))
         dense = torch.tensor(np.stack([part[name].to_numpy() for name in dense_names], axis=1))
         labels = torch.tensor(np.stack([part[f"y_{r['name']}"].to_numpy() for r in spec["responses"]], axis=1))
-        batches.append((dense, bags, labels))
+        bags = {name: (ids.to(device), offsets.to(device)) for name, (ids, offsets) in bags.items()}
+        batches.append((dense.to(device), bags, labels.to(device)))
     dense_parameters = [p for name, p in net.named_parameters() if not name.startswith("tables.")]
     adam = torch.optim.Adam(dense_parameters, lr=2e-3)
     adagrad = torch.optim.Adagrad(net.tables.values(), lr=0.05)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     started = 0.0
     for step, (dense, bags, labels) in enumerate([batches[0], *batches]):
         if step == 1:  # the first is a rehearsal
+            wait()
             started = time.perf_counter()
         loss = F.binary_cross_entropy_with_logits(net(dense, bags), labels)
         adam.zero_grad()
@@ -114,6 +119,7 @@ def plain_torch(folder: Path, model: dict[str, Any], batch_size: int) -> dict[st
         loss.backward()
         adam.step()
         adagrad.step()
+    wait()
     return {"samples_per_s": table.num_rows / (time.perf_counter() - started), "loss": float(loss.detach())}
 
 

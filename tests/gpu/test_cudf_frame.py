@@ -1,6 +1,6 @@
 """cuDF frames against pandas': columns there and back, and what operators make of them, on a real GPU.
 
-Written for RAPIDS 24.02; no GPU was at hand, so it has not run yet.
+Written for RAPIDS 24.02, which was not where a GPU was, so it has not run yet.
 """
 
 from __future__ import annotations

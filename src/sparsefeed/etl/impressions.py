@@ -141,7 +141,7 @@ class ReadImpressions:
 
     @property
     def meta(self) -> frame.Frame:
-        """An empty frame with the right columns; of `cudf` not run, for no GPU was at hand."""
+        """An empty frame with the right columns; of `cudf` not run."""
         empty = pd.DataFrame({name: np.zeros(0, np.float32) for name in self.columns})
         if self.cudf:
             import cudf

@@ -9,8 +9,9 @@ GPU alike; only the launches are written here.
 
 Results are numba device arrays, which `cupy.asarray` and `torch.as_tensor` take as they are. Kernels run on
 numba's default stream, which is CuPy's too unless told otherwise, and a call returns before they end.
-Written for numba's own CUDA target (to 0.68) and for the `numba-cuda` package. Compiled to PTX for compute
-capability 8.0 and 9.0 and run under numba's simulator; not run on a GPU yet.
+Written for numba's own CUDA target (to 0.68) and for the `numba-cuda` package. Run on an H100 with the latter
+(tests/gpu; docs/howto/gpu.md), compiled to PTX for compute capability 8.0 and 9.0 and run under numba's simulator.
+A call takes Python 0.2 to 0.4 ms to launch, however few the ids.
 """
 
 from __future__ import annotations

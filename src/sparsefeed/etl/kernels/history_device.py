@@ -1,7 +1,7 @@
 """The loops of `history` as CUDA kernels, a thread to a row, around the functions that the CPU runs.
 
-Compiled to PTX for compute capability 8.0 and run under numba's simulator; not run on a GPU: none was at hand. Kernels
-run on numba's default stream, which is CuPy's too unless told otherwise.
+Run on an H100 (tests/gpu; docs/howto/gpu.md says with what), compiled to PTX for compute capability 8.0 and run under
+numba's simulator. Kernels run on numba's default stream, which is CuPy's too unless told otherwise.
 """
 
 from __future__ import annotations

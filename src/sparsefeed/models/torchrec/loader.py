@@ -46,7 +46,7 @@ class Loader:
         world_size: Number of ranks.
         shuffle_rows: Rows of a shuffle buffer; memory is about three times their size.
         seed: Seed of both orders.
-        read_threads: Row groups that are read at once.
+        read_threads: Row groups that are read at once; of more than one, batches are made by as many threads too.
         batches_ahead: Batches that are made before they are asked for; 0: none.
         pinned: Make them in pinned memory, for a GPU.
     """
@@ -107,7 +107,25 @@ class Loader:
         return np.random.default_rng((self.seed, epoch, self.rank, buffer)).permutation(rows)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        order = lookup_order(self.spec)
+        pieces = self._pieces(epoch, start)
+        if self.read_threads == 1:
+            yield from (self._batch(*piece) for piece in pieces)
+            return
+        making: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(self.read_threads, initializer=_give_way) as pool:
+            for piece in pieces:
+                making.append(pool.submit(self._batch, *piece))
+                if len(making) > self.read_threads:
+                    yield making.popleft().result()
+            while making:
+                yield making.popleft().result()
+
+    def _batch(self, rows: Rows, numbers: NDArray[np.int64]) -> Batch:
+        batch = rows.take(lookup_order(self.spec), numbers)
+        return batch.pinned() if self.pinned else batch
+
+    def _pieces(self, epoch: int, start: int) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
+        """A buffer, and the rows of it that are a batch, from batch number `start` on."""
         first = start // (self._buffer_rows // self.batch_size)
         number = first * (self._buffer_rows // self.batch_size)
         for index, (table, last) in enumerate(self._buffers(epoch, first), first):
@@ -116,9 +134,7 @@ class Loader:
                 shuffle = self._shuffle(epoch, index, table.num_rows)
                 rows = Rows.from_arrow(self.spec, table)
                 for i in range(max(0, start - number), num_batches):
-                    first = i * self.batch_size
-                    batch = rows.take(order, shuffle[first : first + self.batch_size])
-                    yield batch.pinned() if self.pinned else batch
+                    yield rows, shuffle[i * self.batch_size : (i + 1) * self.batch_size]
             number += num_batches
 
     def _buffers(self, epoch: int, first: int) -> Iterator[tuple[pa.Table, bool]]:

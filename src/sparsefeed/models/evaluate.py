@@ -34,7 +34,7 @@ __all__ = ["Baseline", "EvaluationRows", "evaluate", "fit_calibration", "read_ro
 
 Floats = NDArray[np.float32]
 Ids = list[NDArray[np.int64]]
-Baseline = Literal["logistic", "lightgbm", "lightgbm_ids"]
+Baseline = Literal["logistic", "mlp", "lightgbm", "lightgbm_ids"]
 
 
 class NoRandomRowError(DataError):
@@ -171,6 +171,7 @@ def evaluate(
     truth: Path | None = None,
     progress: Progress = silent,
     against: Sequence[Baseline] = ("lightgbm",),
+    num_parameters: int = 2**20,
 ) -> dict[str, Any]:
     """Quality of every model and baseline per response, as plain data for JSON.
 
@@ -180,8 +181,9 @@ def evaluate(
         scorers: name of the model -> its scorer; the first is also reported calibrated, on the half not calibrated on.
         truth: the simulator's truth folder, if there is one.
         progress: told model by model.
-        against: baselines beside the constant: a line or trees on the dense features, or trees that have the ids of
-            `id` features, too, target-encoded out of fold; all fitted with the rows' weights.
+        against: baselines beside the constant: a line, a plain net or trees on the dense features, or trees that have
+            the ids of `id` features, too, target-encoded out of fold; all fitted with the rows' weights.
+        num_parameters: of the net, about (baselines.mlp).
 
     Returns:
         `responses`: response -> model -> metrics; `calibrated`: the first model's; `compared`: the first model and the
@@ -211,6 +213,8 @@ def evaluate(
             given, asked = (np.concatenate(pair, axis=1) for pair in zip((dense, rows.dense), encoded, strict=True))
         if name == "logistic":
             probabilities[name] = baselines.logistic(given, labels, weights, asked)
+        elif name == "mlp":
+            probabilities[name] = baselines.mlp(given, labels, weights, asked, num_parameters=num_parameters)
         else:
             probabilities[name] = baselines.trees(given, labels, weights, asked, num_threads=threads)
     probabilities["constant"] = baselines.constant(labels, weights, len(rows.labels))

@@ -87,7 +87,7 @@ def show_slices(result: dict[str, Any]) -> None:
     """Print a table of the AUC by slice, of the first model and the best baseline; what is not defined is a dash."""
     names = "/".join(_NAMES.get(model, model) for model in result["compared"])
     title = f"AUC of {names} by training rows of an id, and by position"
-    table = Table(box=None, header_style="bold", title=title)
+    table = Table(box=None, header_style="bold", title=title, collapse_padding=True, pad_edge=False)
     for heading in ("by", "slice", "rows", *result["responses"]):
         table.add_column(heading, justify="left" if heading in ("by", "slice") else "right")
     for by, slices in result["slices"].items():

@@ -125,8 +125,7 @@ def mlp(
         weights_NR: of the rows, by response.
         dense_eval_ED: of the rows to predict.
         num_parameters: as many as it should have, say the ranker's with its tables. Both layers are widened until it
-            has, but to 1,024 at most, 1.1 million parameters: a wider one learns nothing more from a few features, and
-            takes hours.
+            has, but to 1,024 at most, about 1.1 million parameters: what a step costs grows with the square.
         batch_size: rows of a step.
         learning_rate: of Adam.
         seed: of the initial weights and the order of rows.

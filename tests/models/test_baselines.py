@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from sparsefeed.errors import DataError
 from sparsefeed.models import baselines, metrics
@@ -69,3 +70,44 @@ def test_the_line_of_a_separable_response_is_finite_and_of_no_features_the_rate(
     assert (predicted > 0).all()
     none = baselines.logistic(np.zeros((4, 0), np.float32), labels, np.ones_like(labels), np.zeros((2, 0), np.float32))
     np.testing.assert_allclose(none, 0.5)
+
+
+def test_the_net_finds_the_dense_feature_that_decides_each_response_and_follows_weights() -> None:
+    dense, labels, _ = planted(8000, 0)
+    dense_eval, _, truth = planted(1000, 1)
+    options = {"num_parameters": 2000, "batch_size": 200, "learning_rate": 1e-2}
+    predicted = baselines.mlp(dense, labels, np.ones_like(labels), dense_eval, **options)
+    for response in range(2):
+        ceiling = metrics.auc(truth[:, response], truth[:, response])
+        assert metrics.auc(truth[:, response], predicted[:, response]) > ceiling - 0.01
+    weights = np.where(labels == 1, 3.0, 1.0).astype(np.float32)
+    heavy = baselines.mlp(dense, labels, weights, dense, **options)
+    np.testing.assert_allclose(np.average(heavy, axis=0, weights=weights), 0.75, atol=0.05)
+
+
+def test_the_net_is_the_same_for_the_same_seed_and_leaves_torchs_own_alone() -> None:
+    dense, labels, _ = planted(500, 0)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second, other = (
+        baselines.mlp(dense, labels, np.ones_like(labels), dense, num_parameters=500, seed=seed) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+    assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize(("asked", "width"), [(0, 1), (1000, 28), (100_000, 312), (10**9, 1024)])
+def test_the_net_is_widened_to_the_parameters_asked_for_and_no_further_than_1024(asked: int, width: int) -> None:
+    found = baselines.mlp_width(num_dense=3, num_responses=2, num_parameters=asked)
+    assert found == width
+    parameters = [h * h + h * (3 + 2 + 2) + 2 for h in (found, found + 1)]
+    if 1 < found < 1024:
+        assert parameters[0] <= asked < parameters[1]
+
+
+def test_the_net_without_a_dense_feature_is_refused() -> None:
+    none, one = np.zeros((4, 0), np.float32), np.zeros((4, 1), np.float32)
+    with pytest.raises(DataError, match="no dense feature"):
+        baselines.mlp(none, one, one, none, num_parameters=10)

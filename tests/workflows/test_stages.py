@@ -65,8 +65,8 @@ def test_metrics_of_another_checkpoint_are_not_sealed_into_a_bundle(workspace: W
 
 
 def test_a_model_is_measured_beside_the_baselines_asked_for(workspace: Workspace) -> None:
-    result = evaluate_models(RECIPE, workspace, against=("logistic", "lightgbm_ids"))
-    assert result["models"] == ["ips", "logistic", "lightgbm_ids", "constant"]
+    result = evaluate_models(RECIPE, workspace, against=("logistic", "mlp", "lightgbm_ids"))
+    assert result["models"] == ["ips", "logistic", "mlp", "lightgbm_ids", "constant"]
     for models in result["responses"].values():
         assert all(0 < quality["log_loss"] < 2 for quality in models.values())
 

@@ -3,12 +3,15 @@
 Random sessions show what the policy would not have, so that they judge a ranker without the policy's bias.
 Where the true probabilities are known (simulated logs) every metric is also given against them, which takes
 the noise of drawn labels away.
+
+Notable: the parquet has no session's id, so what is measured within groups (`grouped_auc`, `ndcg`) is within a member's
+rows, all sessions of the held-out days together. Members without a row of their own share one and are no group.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +22,9 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import DataError
 from sparsefeed.etl.hugectr_view import read_labelled
+from sparsefeed.etl.ids.id_map import FIRST_TAIL_ROW
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models import baselines, metrics
+from sparsefeed.models import baselines, metrics, slices
 from sparsefeed.models.calibration import Calibration
 from sparsefeed.models.encoding import encode
 from sparsefeed.models.torchrec.score import Scorer
@@ -30,7 +34,7 @@ __all__ = ["Baseline", "EvaluationRows", "evaluate", "fit_calibration", "read_ro
 
 Floats = NDArray[np.float32]
 Ids = list[NDArray[np.int64]]
-Baseline = Literal["logistic", "lightgbm", "lightgbm_ids"]
+Baseline = Literal["logistic", "mlp", "lightgbm", "lightgbm_ids"]
 
 
 class NoRandomRowError(DataError):
@@ -137,6 +141,21 @@ def _scored(spec: FeedSpec, scorer: Scorer, data: Path, truth: Path | None) -> t
     return rows, logits
 
 
+def _column_of(spec: FeedSpec, ids: Ids, feature: str) -> tuple[NDArray[np.int64], int]:
+    """Rows [n] of an `id` feature, and the first row of its table that is one admitted id's."""
+    names = [f.name for f in spec.of_kind("id")]
+    declared = spec.of_kind("id")[names.index(feature)]
+    return ids[names.index(feature)], FIRST_TAIL_ROW + spec.table_of(declared).tail_rows
+
+
+def _members(spec: FeedSpec, ids: Ids, num_rows: int) -> NDArray[np.int64]:
+    """Members as groups [n]: the row of the member, 0 where it is not one member's alone or none is declared."""
+    if spec.logs.member is None:
+        return np.zeros(num_rows, np.int64)
+    column, first_own_row = _column_of(spec, ids, spec.logs.member)
+    return np.where(column < first_own_row, 0, column)
+
+
 def _trained_on(spec: FeedSpec, data: Path) -> tuple[Floats, Floats, Floats, Ids]:
     """Dense features, labels, weights and ids of the training rows, whoever they were written for."""
     if (data / "hugectr.json").exists():
@@ -152,6 +171,7 @@ def evaluate(
     truth: Path | None = None,
     progress: Progress = silent,
     against: Sequence[Baseline] = ("lightgbm",),
+    num_parameters: int = 2**20,
 ) -> dict[str, Any]:
     """Quality of every model and baseline per response, as plain data for JSON.
 
@@ -161,8 +181,14 @@ def evaluate(
         scorers: name of the model -> its scorer; the first is also reported calibrated, on the half not calibrated on.
         truth: the simulator's truth folder, if there is one.
         progress: told model by model.
-        against: baselines beside the constant: a line or trees on the dense features, or trees that have the ids of
-            `id` features, too, target-encoded out of fold; all fitted with the rows' weights.
+        against: baselines beside the constant: a line, a plain net or trees on the dense features, or trees that have
+            the ids of `id` features, too, target-encoded out of fold; all fitted with the rows' weights.
+        num_parameters: of the net, about (baselines.mlp).
+
+    Returns:
+        `responses`: response -> model -> metrics; `calibrated`: the first model's; `compared`: the first model and the
+        baseline of the greatest mean AUC; `slices`: "member", "post" and "position", where the spec declares them ->
+        slice -> metrics of these two (slices.measure). By surface there are none, for the parquet has no surface.
     """
     steps = len(scorers) + 2
     probabilities: dict[str, Floats] = {}
@@ -187,26 +213,57 @@ def evaluate(
             given, asked = (np.concatenate(pair, axis=1) for pair in zip((dense, rows.dense), encoded, strict=True))
         if name == "logistic":
             probabilities[name] = baselines.logistic(given, labels, weights, asked)
+        elif name == "mlp":
+            probabilities[name] = baselines.mlp(given, labels, weights, asked, num_parameters=num_parameters)
         else:
             probabilities[name] = baselines.trees(given, labels, weights, asked, num_threads=threads)
     probabilities["constant"] = baselines.constant(labels, weights, len(rows.labels))
     progress(len(scorers) + 1, steps, "measuring")
+    members = _members(spec, rows.ids, len(rows.labels))
+    responses = {
+        response.name: {name: _quality(rows, members, p, r) for name, p in probabilities.items()}
+        for r, response in enumerate(spec.responses)
+    }
+    compared = [next(iter(scorers)), _best(responses, [name for name in probabilities if name not in scorers])]
     return {
         "num_rows": len(rows.labels),
         "models": list(probabilities),
-        "responses": {
-            response.name: {name: _quality(rows, p, r) for name, p in probabilities.items()}
-            for r, response in enumerate(spec.responses)
-        },
+        "responses": responses,
         "calibrated": calibrated,
+        "compared": compared,
+        "slices": {
+            name: slices.measure(
+                slicing, list(responses), rows.labels, rows.truth, {m: probabilities[m] for m in compared}
+            )
+            for name, slicing in _slicings(spec, rows, ids)
+        },
     }
 
 
-def _quality(rows: EvaluationRows, probability: Floats, r: int) -> dict[str, Any]:
+def _best(responses: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    """The model of the greatest mean AUC; a response whose AUC is not defined counts as chance."""
+
+    def mean_auc(name: str) -> float:
+        measured = (models[name].get("expected", models[name])["auc"] for models in responses.values())
+        return float(np.mean([0.5 if np.isnan(auc) else auc for auc in measured]))
+
+    return max(names, key=mean_auc)
+
+
+def _slicings(spec: FeedSpec, rows: EvaluationRows, trained_ids: Ids) -> Iterator[tuple[str, slices.Slicing]]:
+    for name, feature in (("member", spec.logs.member), ("post", spec.logs.post)):
+        if feature is not None:
+            column, first_own_row = _column_of(spec, rows.ids, feature)
+            yield name, slices.by_frequency(column, _column_of(spec, trained_ids, feature)[0], first_own_row)
+    if spec.logs.position is not None:
+        yield "position", slices.by_position(rows.position)
+
+
+def _quality(rows: EvaluationRows, members: NDArray[np.int64], probability: Floats, r: int) -> dict[str, Any]:
     labels, p = rows.labels[:, r], probability[:, r].astype(np.float64)
     curve = metrics.calibration_curve(labels, p)
     out: dict[str, Any] = {
-        **_metrics(labels, p),
+        **_metrics(labels, p, members),
         "curve": {
             "weight": curve.weight.tolist(),
             "predicted": curve.predicted.tolist(),
@@ -214,16 +271,20 @@ def _quality(rows: EvaluationRows, probability: Floats, r: int) -> dict[str, Any
         },
     }
     if rows.truth is not None:
-        out["expected"] = _metrics(rows.truth[:, r], p)
+        out["expected"] = _metrics(rows.truth[:, r], p, members)
     return out
 
 
-def _metrics(labels: NDArray[Any], p: NDArray[np.float64]) -> dict[str, float]:
+def _metrics(labels: NDArray[Any], p: NDArray[np.float64], members: NDArray[np.int64]) -> dict[str, float]:
+    known = members > 0
+    grouped = (labels[known], p[known], members[known])
     return {
         "auc": metrics.auc(labels, p),
         "log_loss": metrics.log_loss(labels, p),
         "normalised_entropy": metrics.normalised_entropy(labels, p),
         "predicted_over_actual": metrics.predicted_over_actual(labels, p),
+        "grouped_auc": metrics.grouped_auc(*grouped) if known.any() else float("nan"),
+        "ndcg": metrics.ndcg(*grouped) if known.any() else float("nan"),
     }
 
 
@@ -231,5 +292,6 @@ def _calibrated(spec: FeedSpec, rows: EvaluationRows, logits: Floats) -> dict[st
     half = _calibration_half(rows)
     calibration = Calibration.fit(spec, logits[half], rows.labels[half])
     p = calibration.probability(logits[~half]).astype(np.float64)
-    labels = rows.labels if rows.truth is None else rows.truth
-    return {r.name: _metrics(labels[~half][:, i], p[:, i]) for i, r in enumerate(spec.responses)}
+    labels = (rows.labels if rows.truth is None else rows.truth)[~half]
+    members = _members(spec, rows.ids, len(rows.labels))[~half]
+    return {r.name: _metrics(labels[:, i], p[:, i], members) for i, r in enumerate(spec.responses)}

@@ -8,13 +8,23 @@ it is given the true probabilities of simulated data, without the noise of drawi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sparsefeed.errors import DataError
 
-__all__ = ["CalibrationCurve", "auc", "calibration_curve", "log_loss", "normalised_entropy", "predicted_over_actual"]
+__all__ = [
+    "CalibrationCurve",
+    "auc",
+    "calibration_curve",
+    "grouped_auc",
+    "log_loss",
+    "ndcg",
+    "normalised_entropy",
+    "predicted_over_actual",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,6 +52,77 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | N
         return float("nan")
     below = np.cumsum(negative) - negative
     return float((positive * (below + negative / 2)).sum() / pairs)
+
+
+def grouped_auc(
+    labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> float:
+    """AUC within each group, say a member, and of these the mean, weighted by the groups' rows.
+
+    A tie counts one half. A group without a pair of a positive and a negative is left out; NaN where all are. Pairs are
+    of two rows: with fractional labels a row is not paired with itself, as it is in `auc`, where that is one pair of
+    many. So the AUC of a group is its expected pairs in order over its expected pairs, and with 0/1 labels one group
+    gives `auc`. A group of fractional labels always counts with all its rows, one of drawn labels only if both classes
+    were drawn.
+
+    Args:
+        labels: [n] in [0, 1].
+        scores: [n].
+        groups: [n] integers or strings.
+        weights: [n], of rows; in a pair they are multiplied.
+
+    Raises:
+        DataError: The columns are not of one length.
+    """
+    y, s, w = _columns(labels, scores, weights)
+    group = _groups(groups, y)
+    order = np.lexsort((s, group))
+    y, s, w, group = y[order], s[order], w[order], group[order]
+    _, tie = _runs(group, s)  # rows of one group and score
+    group_of_tie = np.zeros(tie[-1] + 1, np.int64)
+    group_of_tie[tie] = group
+    positive, negative = np.bincount(tie, w * y), np.bincount(tie, w * (1 - y))
+    of_group = np.cumsum(np.bincount(group, w * (1 - y)))
+    below = np.cumsum(negative) - negative - np.concatenate([[0.0], of_group])[group_of_tie]
+    alone = np.bincount(group, w * w * y * (1 - y))  # a row with itself: a tie
+    ordered = np.bincount(group_of_tie, positive * (below + negative / 2)) - alone / 2
+    total = np.bincount(group, w * y) * np.bincount(group, w * (1 - y))
+    kept = total - alone > 1e-9 * total  # beyond rounding
+    if not kept.any():
+        return float("nan")
+    return float(np.average(ordered[kept] / (total - alone)[kept], weights=np.bincount(group, w)[kept]))
+
+
+def ndcg(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayLike) -> float:
+    """Normalised discounted cumulative gain over all rows of each group, say a session, and of these the mean.
+
+    The gain of a row is its label, its discount at rank i (from 1) is log2(i + 1), the ideal order that of the labels
+    (Jarvelin and Kekalainen, 2002). Rows of equal score count as the mean over all their orders (McSherry and Najork,
+    2008), so a constant gets what chance gives. Groups without a positive label are left out; NaN where all are. With
+    true probabilities it judges the order by expected gain; it is not the mean over drawn labels, whose ideal knows the
+    draw.
+
+    Args:
+        labels: [n], at least 0; may be fractional.
+        scores: [n].
+        groups: [n] integers or strings.
+
+    Raises:
+        DataError: The columns are not of one length.
+    """
+    y, s, _ = _columns(labels, scores, None)
+    group = _groups(groups, y)
+    order = np.lexsort((-s, group))
+    ideal = np.lexsort((-y, group))
+    group = group[order]  # of either order
+    start, _ = _runs(group)
+    discount = 1 / np.log2(np.arange(len(y)) - start + 2)
+    _, tie = _runs(group, s[order])
+    mean_discount = (np.bincount(tie, discount) / np.bincount(tie))[tie]
+    gained = np.bincount(group, y[order] * mean_discount)
+    best = np.bincount(group, y[ideal] * discount)
+    kept = best > 0
+    return float((gained[kept] / best[kept]).mean()) if kept.any() else float("nan")
 
 
 def log_loss(labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
@@ -106,3 +187,20 @@ def _columns(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLik
     if np.isnan(s).any():
         raise DataError(f"metrics: {int(np.isnan(s).sum())} of {len(s)} predictions are NaN; allowed: numbers")
     return y, s, w
+
+
+def _groups(groups: npt.ArrayLike, y: Floats) -> npt.NDArray[np.int64]:
+    """Groups numbered from 0."""
+    of_row = np.asarray(groups)
+    if of_row.shape != y.shape:
+        raise DataError(f"metrics: got groups {of_row.shape}, labels {y.shape}; give one group a row")
+    group: npt.NDArray[np.int64] = np.unique(of_row, return_inverse=True)[1].astype(np.int64)
+    return group
+
+
+def _runs(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of sorted rows, the first row of each one's run of equal ones, and the run's number."""
+    begins = np.ones(len(columns[0]), bool)
+    begins[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    number = np.cumsum(begins) - 1
+    return np.flatnonzero(begins)[number], number

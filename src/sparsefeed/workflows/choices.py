@@ -40,5 +40,6 @@ class Baseline(str, Enum):
     """What the model is measured beside, the constant apart."""
 
     logistic = "logistic"
+    mlp = "mlp"
     lightgbm = "lightgbm"
     lightgbm_ids = "lightgbm_ids"

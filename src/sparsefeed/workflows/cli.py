@@ -18,7 +18,7 @@ from sparsefeed.errors import RequestError, ServeError, SparsefeedError
 from sparsefeed.workflows.choices import Baseline, OnBadFile, Scale, View, Weights
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
-from sparsefeed.workflows.show import show_io, show_latency, show_plan, show_quality, show_stages
+from sparsefeed.workflows.show import show_io, show_latency, show_plan, show_quality, show_slices, show_stages
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["app", "main"]
@@ -187,7 +187,10 @@ def evaluate(
     recipe: RecipeName = _TINY,
     workspace: Root = _ARTIFACTS,
     against: Annotated[
-        list[Baseline] | None, typer.Option(help="A baseline; repeat for several. lightgbm_ids has encoded ids.")
+        list[Baseline] | None,
+        typer.Option(
+            help="A baseline; repeat for several. lightgbm_ids has encoded ids, mlp as many parameters as the model."
+        ),
     ] = None,
 ) -> None:
     """Measure the model on the held-out random sessions, beside the constant and LightGBM without ids."""
@@ -197,6 +200,7 @@ def evaluate(
     with stage("eval") as progress:
         result = evaluate_models(_load(recipe), Workspace(workspace), progress, names)
     show_quality(result)
+    show_slices(result)
 
 
 @app.command()

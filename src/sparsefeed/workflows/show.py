@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.table import Table
 
 from sparsefeed.workflows.console import console
 
-__all__ = ["show_io", "show_latency", "show_plan", "show_quality", "show_stages"]
+__all__ = ["show_io", "show_latency", "show_plan", "show_quality", "show_slices", "show_stages"]
+
+
+_NAMES = {"ips": "sparsefeed", "none": "sparsefeed, no weights"}
 
 
 def show_stages(stages: Any) -> None:
@@ -69,13 +73,31 @@ def size(num_bytes: float) -> str:
 def show_quality(result: dict[str, Any]) -> None:
     """Print a table of every response and model."""
     table = Table(box=None, header_style="bold", title=f"{result['num_rows']:,} impressions of random sessions")
-    for heading in ("response", "model", "AUC", "log loss", "predicted/actual"):
+    for heading in ("response", "model", "AUC", "AUC in\nmembers", "NDCG", "log loss", "predicted\n/actual"):
         table.add_column(heading, justify="left" if heading in ("response", "model") else "right")
     for response, models in result["responses"].items():
         for name, quality in models.items():
             shown = quality.get("expected", quality)
-            figures = (f"{shown['auc']:.4f}", f"{shown['log_loss']:.4f}", f"{shown['predicted_over_actual']:.3f}")
-            table.add_row(response, {"ips": "sparsefeed", "none": "sparsefeed, no weights"}.get(name, name), *figures)
+            order = [f"{shown[key]:.4f}" for key in ("auc", "grouped_auc", "ndcg", "log_loss")]
+            table.add_row(response, _NAMES.get(name, name), *order, f"{shown['predicted_over_actual']:.3f}")
+    console.print(table)
+
+
+def show_slices(result: dict[str, Any]) -> None:
+    """Print a table of the AUC by slice, of the first model and the best baseline; what is not defined is a dash."""
+    names = "/".join(_NAMES.get(model, model) for model in result["compared"])
+    title = f"AUC of {names} by training rows of an id, and by position"
+    table = Table(box=None, header_style="bold", title=title, collapse_padding=True, pad_edge=False)
+    for heading in ("by", "slice", "rows", *result["responses"]):
+        table.add_column(heading, justify="left" if heading in ("by", "slice") else "right")
+    for by, slices in result["slices"].items():
+        for name, part in slices.items():
+            pairs = (
+                (models[one].get("expected", models[one])["auc"] for one in result["compared"])
+                for models in part["responses"].values()
+            )
+            cells = ["/".join("–" if math.isnan(auc) else f"{auc:.3f}" for auc in pair) for pair in pairs]
+            table.add_row(by, name, f"{part['num_rows']:,}", *cells)
     console.print(table)
 
 

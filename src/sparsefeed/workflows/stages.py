@@ -191,9 +191,12 @@ def _alone(out: Path, etl: str, start: str) -> Iterator[None]:
 def evaluate_models(
     recipe: Recipe, workspace: Workspace, progress: Progress = silent, against: Sequence[Any] = ("lightgbm",)
 ) -> dict[str, Any]:
-    """Measure every model of the workspace trained on its ETL, beside the baselines; writes evaluation.json."""
+    """Measure every model of the workspace trained on its ETL, beside the baselines; writes evaluation.json.
+
+    The `mlp` among them has about as many parameters as the first model, all rows of its tables counted.
+    """
     from sparsefeed.models.evaluate import evaluate
-    from sparsefeed.models.torchrec.checkpoint import Checkpoint, identity, latest
+    from sparsefeed.models.torchrec.checkpoint import Checkpoint, identity, latest, load_model
     from sparsefeed.models.torchrec.score import Scorer
 
     spec, etl = read_etl(recipe, workspace)
@@ -208,7 +211,10 @@ def evaluate_models(
         raise TrainError(f"{workspace.training('ips').parent}: no model of this ETL run; run `sparsefeed train` first")
     truth = Path(etl["logs"]) / "truth"
     scorers: dict[str, Scorer] = {weights: Scorer(spec, path) for weights, path in checkpoints.items()}
-    result = evaluate(spec, workspace.etl, scorers, truth if truth.exists() else None, progress, against)
+    dense, tables = load_model(next(iter(checkpoints.values())), spec)
+    num_parameters = sum(one.numel() for one in dense.parameters()) + sum(table.size for table in tables.values())
+    known = truth if truth.exists() else None
+    result = evaluate(spec, workspace.etl, scorers, known, progress, against, num_parameters)
     result["checkpoints"] = {weights: identity(path) for weights, path in checkpoints.items()}
     write_json(workspace.evaluation, result)
     return result

@@ -85,7 +85,18 @@ def metrics(model: str, response: str, added: float = 0.0) -> dict[str, float]:
         "log_loss": 0.35,
         "normalised_entropy": 0.95,
         "predicted_over_actual": RATIOS[model] * scale + added,
+        "grouped_auc": AUCS[model] - 0.03 + added,
+        "ndcg": 0.7 + added,
     }
+
+
+def cut(num_rows: int, added: float) -> dict[str, Any]:
+    """A slice; quality is what it is on all rows, and this much more."""
+    responses = {
+        r: {m: {**metrics(m, r, added), "expected": metrics(m, r, 0.01 + added)} for m in ("ips", "lightgbm")}
+        for r in ("click", "like")
+    }
+    return {"num_rows": num_rows, "responses": responses}
 
 
 def evaluation() -> dict[str, Any]:
@@ -98,6 +109,11 @@ def evaluation() -> dict[str, Any]:
             for r in ("click", "like")
         },
         "calibrated": {r: metrics("constant", r) for r in ("click", "like")},
+        "compared": ["ips", "lightgbm"],
+        "slices": {
+            "member": {"not admitted": cut(100, -0.05), "6-50": cut(600, 0.0)},
+            "position": {"1": cut(700, 0.0)},
+        },
     }
 
 

@@ -14,7 +14,7 @@ from sparsefeed.workflows.report import write_report
 from sparsefeed.workflows.workspace import Workspace
 from tests.workflows.report import conftest as hand
 
-SECTIONS = ["data", "weights", "training", "quality", "calibration", "latency", "memory", "feed"]
+SECTIONS = ["data", "weights", "training", "quality", "calibration", "slices", "latency", "memory", "feed"]
 VOID = {"meta", "link", "br", "hr", "img"}
 
 
@@ -82,7 +82,7 @@ def test_ids_are_unique_and_every_link_leads_to_one(page: str) -> None:
 def test_every_plot_is_told_in_words(page: str) -> None:
     labels = re.findall(r'<div role="img" aria-label="([^"]*)"><svg', page)
 
-    assert len(labels) == page.count("<svg ") == 15
+    assert len(labels) == page.count("<svg ") == 17
     assert all(len(label) > 10 for label in labels)
 
 
@@ -168,7 +168,7 @@ def test_a_missing_file_leaves_its_section_out_and_the_others_in(workspace: Work
     sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', write_report(workspace).read_text(), re.DOTALL))
 
     assert list(sections) == SECTIONS
-    without = {"quality": {"quality", "calibration"}}.get(anchor, {anchor})
+    without = {"quality": {"quality", "calibration", "slices"}}.get(anchor, {anchor})
     assert {section for section, body in sections.items() if "Not in this run yet" in body} == without
     assert {section for section, body in sections.items() if "<svg" not in body} == without
 

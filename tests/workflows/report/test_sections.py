@@ -42,7 +42,7 @@ def test_every_row_has_a_cell_for_every_head(workspace: Workspace) -> None:
 
 
 def test_sections_of_an_empty_run_have_no_parts(tmp_path: Path) -> None:
-    assert [found.parts for found in all_sections(read_run(Workspace(tmp_path)))] == [()] * 8
+    assert [found.parts for found in all_sections(read_run(Workspace(tmp_path)))] == [()] * 9
 
 
 def test_simulated_logs_are_called_so(workspace: Workspace) -> None:
@@ -100,8 +100,8 @@ def test_without_a_known_truth_quality_is_told_once(workspace: Workspace) -> Non
 
     found = section(workspace, "quality")
 
-    assert len(found.text) == 1
-    assert [table.title for table in tables(found)] == ["click", "like"]
+    assert not any("true probabilities" in text for text in found.text)
+    assert [table.title for table in tables(found)] == ["click", "like", "AUC within members", "NDCG within members"]
     assert [row[1] for row in tables(found)[0].rows] == ["0.960", "1.470", "0.980", "1.000"]
 
 

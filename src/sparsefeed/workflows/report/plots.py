@@ -26,7 +26,9 @@ from sparsefeed.workflows.report.chart import (
 from sparsefeed.workflows.report.run import CurvePoint, Etl, Load, Metrics, Quality, RankedPost, StoredTable
 
 __all__ = [
+    "MODEL_COLOURS",
     "MODEL_NAMES",
+    "MODEL_SHAPES",
     "calibration",
     "feed_order",
     "id_rows",
@@ -46,11 +48,12 @@ MODEL_NAMES = {
     "constant": "constant",
     "lightgbm_ids": "LightGBM, ids encoded",
     "logistic": "logistic",
+    "mlp": "MLP, no ids",
 }
-_COLOURS = (BLUE, VERMILION, GREEN, GREY, *HUES[3:5])
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
-_MODEL_COLOURS = dict(zip(MODEL_NAMES.values(), _COLOURS, strict=True))
-_MODEL_SHAPES = dict(zip(MODEL_NAMES.values(), _SHAPES, strict=True))
+_COLOURS = (BLUE, VERMILION, GREEN, GREY, *HUES[3:])
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
+MODEL_COLOURS = dict(zip(MODEL_NAMES.values(), _COLOURS, strict=True))
+MODEL_SHAPES = dict(zip(MODEL_NAMES.values(), _SHAPES, strict=True))
 
 
 def response_rates(rates: Mapping[str, tuple[float, float]]) -> Plot:
@@ -108,7 +111,7 @@ def learning_curve(response: str, curves: Mapping[str, Sequence[CurvePoint]], nu
         for weights, curve in curves.items()
         for point in curve
     ]
-    colours = [_MODEL_COLOURS[MODEL_NAMES[weights]] for weights in curves]
+    colours = [MODEL_COLOURS[MODEL_NAMES[weights]] for weights in curves]
     chart = (
         chart_of(rows)
         .mark_line(point=_points(max(len(curve) for curve in curves.values())))
@@ -143,10 +146,10 @@ def models_compared(measured: Mapping[str, Mapping[str, Metrics]]) -> tuple[Plot
                 yOffset=alt.YOffset("model:N", sort=names),
                 x=alt.X(f"{metric}:Q", title=label, scale=scale, axis=axis),
                 color=alt.Color(
-                    "model:N", scale=legend(names, [_MODEL_COLOURS.get(n, GREY) for n in names]), sort=names, legend=key
+                    "model:N", scale=legend(names, [MODEL_COLOURS.get(n, GREY) for n in names]), sort=names, legend=key
                 ),
                 shape=alt.Shape(
-                    "model:N", scale=legend(names, [_MODEL_SHAPES.get(n, "cross") for n in names]), legend=key
+                    "model:N", scale=legend(names, [MODEL_SHAPES.get(n, "cross") for n in names]), legend=key
                 ),
             )
         )
@@ -189,7 +192,7 @@ def calibration(response: str, models: Mapping[str, Quality], number: int) -> Pl
         .encode(
             x=alt.X("predicted:Q", title="predicted rate", scale=scale, axis=axis),
             y=alt.Y("actual:Q", title="actual rate", scale=scale, axis=axis),
-            color=alt.Color("model:N", scale=legend(names, [_MODEL_COLOURS[n] for n in names])),
+            color=alt.Color("model:N", scale=legend(names, [MODEL_COLOURS[n] for n in names])),
             order="predicted:Q",
         )
     )

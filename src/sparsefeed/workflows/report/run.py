@@ -6,6 +6,7 @@ cannot be meant is an error that names it, the field and the command that makes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ __all__ = [
     "SimulatedCounts",
     "SimulatedWorld",
     "Simulation",
+    "Slice",
+    "SliceMetrics",
     "StepTime",
     "StoredTable",
     "read_run",
@@ -111,13 +114,38 @@ class CurvePoint(_Record):
     loss: dict[str, float]
 
 
-class Metrics(_Record):
-    """Quality of one model for one response; NaN where it is not defined."""
+class SliceMetrics(_Record):
+    """Quality of one model for one response in a slice; NaN where it is not defined."""
 
     auc: float
     log_loss: float
-    normalised_entropy: float
     predicted_over_actual: float
+
+
+class SliceQuality(SliceMetrics):
+    """Measured on drawn labels; `expected` on the true probabilities, where they are known."""
+
+    expected: SliceMetrics | None = None
+
+    @property
+    def best_known(self) -> SliceMetrics:
+        """`expected`, or else what was measured on drawn labels."""
+        return self.expected or self
+
+
+class Slice(_Record):
+    """Some of the rows: response -> model -> quality."""
+
+    num_rows: int
+    responses: dict[str, dict[str, SliceQuality]]
+
+
+class Metrics(SliceMetrics):
+    """Quality of one model for one response on all rows; the last two within members."""
+
+    normalised_entropy: float
+    grouped_auc: float = math.nan
+    ndcg: float = math.nan
 
 
 class Deciles(_Record):
@@ -140,6 +168,8 @@ class Evaluation(_Record):
     num_rows: int
     responses: dict[str, dict[str, Quality]] = Field(min_length=1)
     calibrated: dict[str, Metrics] = {}  # of the first model, by response
+    compared: tuple[str, ...] = ()  # the models of the slices: the first one and the best baseline
+    slices: dict[str, dict[str, Slice]] = {}  # by what -> slice
 
     @property
     def observed(self) -> dict[str, dict[str, Metrics]]:

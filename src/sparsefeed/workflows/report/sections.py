@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sparsefeed.workflows.report import plots, weights
 from sparsefeed.workflows.report.run import Etl, IpsCell, Metrics, Run, Served
 from sparsefeed.workflows.report.section import Part, Section, Table, missing, number
+from sparsefeed.workflows.report.slices import slices_section, within_members
 
 __all__ = ["SessionCounts", "all_sections", "session_counts"]
 
@@ -45,6 +46,7 @@ def all_sections(run: Run) -> tuple[Section, ...]:
         _training(run),
         _quality(run),
         _calibration(run),
+        slices_section(run),
         _latency(run),
         _memory(run),
         _feed(run),
@@ -213,6 +215,13 @@ def _quality(run: Run) -> Section:
         Part(plots.models_compared(evaluation.best_known)),
         Part(_quality_tables(evaluation.best_known, evaluation.calibrated)),
     ]
+    if within := within_members(evaluation.best_known):
+        text.append(
+            "Within members, a model orders the impressions of one member alone, those of all held-out sessions "
+            "together: the mean AUC weighted by impressions, NDCG with the response as gain. Members whose id has no "
+            "row of its own are left out."
+        )
+        parts.append(Part(within))
     if evaluation.expected:
         parts.append(Part(_quality_tables(evaluation.observed, {}), "The same against the drawn responses"))
     return Section(anchor, title, tuple(text), tuple(parts))

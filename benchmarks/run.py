@@ -17,35 +17,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from etl_suite import etl
 from ids import ids
+from quality_suite import quality
 from results import Recorder, Row, append, check, read
 from train_suite import train
 
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.measure import measure_serving
 from sparsefeed.workflows.recipe import Recipe, load_recipe
-from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare, simulate_logs, train_model
+from sparsefeed.workflows.stages import export_serving, prepare, simulate_logs, train_model
 from sparsefeed.workflows.workspace import Workspace
 
 Suite = Callable[[Recipe, Workspace, Recorder], list[Row]]
-
-
-def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
-    """Held-out random sessions, against the true probabilities; peers of the same run and rows."""
-    _need(recipe, workspace)
-    for weights in ("ips", "none"):
-        train_model(recipe, workspace, weights)
-    with stage("eval") as progress:
-        result = evaluate_models(recipe, workspace, progress)
-    rows = []
-    for response, models in result["responses"].items():
-        shown = {name: values["expected"] for name, values in models.items()}
-        for peer, name in (("LightGBM without ids", "lightgbm"), ("constant", "constant"), ("no weights", "none")):
-            for metric in ("auc", "log_loss"):
-                rows.append(record.row(response, metric, shown["ips"][metric], "", peer, shown[name][metric]))
-        over = "predicted_over_actual"
-        rows.append(record.row(response, over, shown["ips"][over], "", "no weights", shown["none"][over]))
-        rows.append(record.row(response, over, result["calibrated"][response][over], "", "calibrated", None))
-    return rows
 
 
 def serve(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:

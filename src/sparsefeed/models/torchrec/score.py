@@ -46,6 +46,10 @@ class Scorer:
         self._order = lookup_order(spec)
         self._model = RankingModel(spec, tables, dense).eval()
 
+    def replace_table(self, name: str, rows: npt.NDArray[np.float32]) -> None:
+        """Score with other rows [capacity_rows, dim] of a table: those that a bundle of few bits gives, say."""
+        self._model.tables.embedding_bags[name].weight = nn.Parameter(torch.from_numpy(rows), requires_grad=False)
+
     def score(self, folder: str | Path, random_only: bool = False) -> npt.NDArray[np.float32]:
         """Uncalibrated logits [n, R] of `ETL/train` or `ETL/eval`, in the order of its files and rows.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,15 @@ def test_9_the_folder_holds_the_contracts_files_and_nothing_else(etl_folder: Pat
 def test_10_what_the_next_day_goes_on_from(etl_folder: Path) -> None:
     names = {f"counts-{table.name}" for table in SPEC.tables} | {"events-post_id-click", "events-creator_id-like"}
     assert {path.name for path in (etl_folder / "state").iterdir()} == names
+
+
+def test_11_days_before_train_from_are_in_histories_and_not_in_rows(
+    etl_folder: Path, logs_folder: Path, tmp_path: Path
+) -> None:
+    config = EtlConfig(cluster=ClusterConfig(workers=0), train_from=date(2026, 11, 3))
+    made = pipeline.run(SPEC, logs_folder, tmp_path / "etl", config)
+    assert (made["days_before"], made["train_days"]) == (["2026-11-02"], ["2026-11-03"])
+    written, whole = table(tmp_path / "etl" / "train"), table(etl_folder / "train")
+    assert written.equals(whole.slice(len(whole) - len(written)))
+    assert len(written) == made["num_train_rows"] == len(whole) // 2
+    assert max(len(history) for history in written["clicked_posts"].slice(0, 20).to_pylist()) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -36,6 +37,15 @@ def test_stages_rows_tasks_and_sizes_are_those_of_the_run(tmp_path: Path) -> Non
     whole = sum(path.stat().st_size for path in root.glob("impressions/*/*.parquet"))
     assert 0.3 * whole < stages["train"].read_bytes + stages["eval"].read_bytes < whole
     assert stages["repeats"].read_bytes < 0.3 * whole
+
+
+def test_days_before_train_from_are_fitted_and_not_written(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=3, sessions=60)
+    config = CONFIG.model_copy(update={"train_from": date(2026, 11, 3)})
+    stages = {stage.name: stage for stage in explain(logs.spec(), root, config)}
+    assert (stages["fit"].rows, stages["train"].rows, stages["eval"].rows) == (480, 240, 240)
+    assert stages["fit"].tasks == 2 * stages["train"].tasks
+    assert run(logs.spec(), root, tmp_path / "etl", config)["num_train_rows"] == 240
 
 
 def row_groups(path: Path) -> list[pq.RowGroupMetaData]:

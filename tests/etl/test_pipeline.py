@@ -284,6 +284,25 @@ def test_days_outside_the_window_are_not_read_and_their_actions_only_where_they_
         run(logs.spec(), root, tmp_path / "none", CONFIG.model_copy(update={"since": date(2027, 1, 1)}))
 
 
+def test_days_before_train_from_are_fitted_on_and_looked_back_at_but_not_written(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=4, sessions=40)
+    whole = run(logs.spec(), root, tmp_path / "whole", CONFIG)
+    summary = run(logs.spec(), root, tmp_path / "etl", CONFIG.model_copy(update={"train_from": date(2026, 11, 4)}))
+    assert summary["days_before"] == ["2026-11-02", "2026-11-03"]
+    assert (summary["train_days"], summary["eval_days"]) == (["2026-11-04"], ["2026-11-05"])
+    assert (whole["num_train_rows"], summary["num_train_rows"]) == (480, 160)
+    rows = {name: logs.training_rows(tmp_path / name / "train").set_index("impression_id") for name in ("whole", "etl")}
+    later = rows["whole"].loc[rows["etl"].index]
+    assert later["clicked_posts"].map(len).mean() > 1
+    pd.testing.assert_frame_equal(rows["etl"], later)  # the same ids, moments, weights and histories
+    pd.testing.assert_frame_equal(*(logs.training_rows(tmp_path / name / "eval") for name in ("whole", "etl")))
+    for name in ("ips.parquet", "transform/plan.json", "snapshot/snapshot.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "etl" / name).read_bytes()
+    message = r"2026-11-02 to 2026-11-04, train_from = 2026-11-05: none is left; mend etl.train_from"
+    with pytest.raises(DataError, match=message):
+        run(logs.spec(), root, tmp_path / "none", CONFIG.model_copy(update={"train_from": date(2026, 11, 5)}))
+
+
 def test_ids_of_any_length_nulls_and_columns_nobody_named_are_no_trouble(tmp_path: Path) -> None:
     root = logs.write(tmp_path / "logs", days=2, sessions=60)
     path = root / FIRST

@@ -22,6 +22,7 @@ def test_help_names_every_command_and_imports_no_heavy_library() -> None:
     for command in (
         "doctor",
         "simulate",
+        "logs",
         "etl",
         "plan",
         "train",
@@ -64,6 +65,11 @@ def test_doctor_says_what_is_there_and_why_not_the_rest() -> None:
         (["train"], "artifacts/etl: there is no finished ETL; run `sparsefeed etl` first"),
         (["eval"], "there is no finished ETL"),
         (["export"], "there is no finished ETL"),
+        (
+            ["logs", "obd", "nowhere"],
+            "DataError: nowhere: no such folder; give the one that the data set was unpacked to",
+        ),
+        (["logs", "kuaisar", "."], "Invalid value for 'dataset'"),
         (["simulate", "--scale", "huge"], "Invalid value for '--scale'"),
         (["train", "--weights", "foo"], "Invalid value for '--weights'"),
         (["plan"], "SpecError: plan: give --member ROWS --creator ROWS --post ROWS --hashtag ROWS, or run `sparsefeed"),

@@ -21,6 +21,12 @@ def test_quality_is_shown_against_the_truth_with_the_order_within_members(capsys
     lines = shown(capsys, show_quality, evaluation())
 
     assert ["click", "sparsefeed", "0.6700", "0.6400", "0.7100", "0.3500", "0.970"] in lines
+    assert lines[0][1:] == ["impressions", "of", "random", "sessions"]
+
+
+def test_a_feed_without_random_sessions_is_not_said_to_be_measured_on_some(capsys: pytest.CaptureFixture[str]) -> None:
+    show_quality(evaluation(), random=False)
+    assert capsys.readouterr().out.splitlines()[0].split()[1:] == ["impressions"]
 
 
 def test_slices_show_the_model_and_the_best_baseline_in_the_width_of_a_terminal(

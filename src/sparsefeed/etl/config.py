@@ -26,6 +26,7 @@ class EtlConfig(Frozen):
     cluster: ClusterConfig = ClusterConfig()
     since: date | None = None  # the first day to read; None: the first there is
     until: date | None = None  # the last; None: the last there is
+    train_from: date | None = None  # the first day whose rows are written; those before it are only fitted on
     eval_days: int = Field(default=1, ge=1)  # the last days, held out for evaluation
     partition_rows: int = Field(default=500_000, ge=1)  # read, and written as one file, by one task
     min_files: int = Field(default=1, ge=1)  # files of training rows, at least one per device; row groups are not cut

@@ -10,7 +10,7 @@ from typing import Any
 from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.impressions import ReadImpressions, columns_of
 from sparsefeed.etl.logs import LogFile, action_columns
-from sparsefeed.etl.pipeline import Skipped, held_out_days, rows_of_partitions
+from sparsefeed.etl.pipeline import Skipped, Split, rows_of_partitions
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.stored_file import side_by_side
 
@@ -54,9 +54,10 @@ def explain(spec: FeedSpec, root: Path | str, config: EtlConfig) -> list[Stage]:
     logs = Skipped(config.on_bad_file == "skip").open(root, spec, config)
     limit = rows_of_partitions(logs, config)
     partitions = logs.partitions(limit)
-    eval_days = set(held_out_days(logs, config))
-    train = [file for file in logs.impressions if file.day not in eval_days]
-    held_out = [file for file in logs.impressions if file.day in eval_days]
+    split = Split.of(logs.days, config)
+    days = {"fit": [*split.before, *split.train], "train": split.train, "eval": split.evaluated}
+    files = {name: logs.of_days(of_stage) for name, of_stage in days.items()}
+    tasks = {name: sum(p.day in of_stage for p in partitions) for name, of_stage in days.items()}
     rows = _rows(logs.impressions)
     whole = ReadImpressions(spec, columns_of(spec)).raw_columns()
     actions = tuple(action_columns(spec.logs.actions)) if spec.logs.actions else ()
@@ -74,20 +75,18 @@ def explain(spec: FeedSpec, root: Path | str, config: EtlConfig) -> list[Stage]:
     ]
     if actions:
         num_actions = _rows(logs.actions)
-        tasks = len(logs.action_partitions(limit))
+        pieces = len(logs.action_partitions(limit))
         size = 2 * num_actions * _NOTE_BYTES
         does = "index the later actions"
-        stages.append(Stage("actions", does, tasks, actions, num_actions, _bytes(logs.actions, actions), size, False))
-    in_train = sum(p.day not in eval_days for p in partitions)
-    fitted = _bytes(train, whole)
-    size = fitted + _rows(train) * _EVENT_BYTES * len({(h.of, h.response) for h in spec.histories})
+        stages.append(Stage("actions", does, pieces, actions, num_actions, _bytes(logs.actions, actions), size, False))
+    fitted, num_fitted = _bytes(files["fit"], whole), _rows(files["fit"])
+    size = fitted + num_fitted * _EVENT_BYTES * len({(h.of, h.response) for h in spec.histories})
     does = "ids, weights, moments, histories"
-    stages.append(Stage("fit", does, in_train, tuple(whole), _rows(train), fitted, size, False))
-    for name, files in (("train", train), ("eval", held_out)):
-        size = _rows(files) * _row_bytes(spec)
-        tasks = in_train if name == "train" else len(partitions) - in_train
+    stages.append(Stage("fit", does, tasks["fit"], tuple(whole), num_fitted, fitted, size, False))
+    for name in ("train", "eval"):
+        num, read = _rows(files[name]), _bytes(files[name], whole)
         does = f"map, weigh, write {name}/"
-        stages.append(Stage(name, does, tasks, tuple(whole), _rows(files), _bytes(files, whole), size, True))
+        stages.append(Stage(name, does, tasks[name], tuple(whole), num, read, num * _row_bytes(spec), True))
     return stages
 
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsefeed.errors import BadFileError, DataError, DataWarning
 from sparsefeed.etl.cluster import open_cluster, use_gpu
@@ -34,8 +34,8 @@ from sparsefeed.progress import Progress, silent
 
 __all__ = [
     "Skipped",
+    "Split",
     "fit_and_write",
-    "held_out_days",
     "partition_rows",
     "repeats_note",
     "rows_of_partitions",
@@ -120,16 +120,25 @@ def run(
     return summary
 
 
-def held_out_days(logs: LogFolder, config: EtlConfig) -> tuple[date, ...]:
-    """The last days, which are for evaluation."""
-    return logs.days[len(logs.days) - config.eval_days :]
+class Split(NamedTuple):
+    """Days of the logs, ascending, by what is done with them."""
+
+    before: list[date]  # fitted on, not written
+    train: list[date]  # fitted on and written
+    evaluated: list[date]  # written for evaluation
+
+    @classmethod
+    def of(cls, days: Sequence[date], config: EtlConfig) -> Split:
+        """The split that the config asks for; whether it can be trained on is for `split_days` to say."""
+        fitted, evaluated = list(days[: len(days) - config.eval_days]), list(days[len(days) - config.eval_days :])
+        first = config.train_from or date.min
+        return cls([day for day in fitted if day < first], [day for day in fitted if day >= first], evaluated)
 
 
 def rows_of_partitions(logs: LogFolder, config: EtlConfig) -> int:
     """Rows of a partition at most, so that there are enough training files."""
-    eval_days = set(held_out_days(logs, config))
-    num_rows = sum(file.num_rows for file in logs.impressions if file.day not in eval_days)
-    return partition_rows(num_rows, config)
+    train_days = set(Split.of(logs.days, config).train)
+    return partition_rows(sum(file.num_rows for file in logs.impressions if file.day in train_days), config)
 
 
 def partition_rows(num_train_rows: int, config: EtlConfig) -> int:
@@ -231,14 +240,19 @@ def _make(
     return {**made, "warnings": [*made["warnings"], *notes], "seconds": round(time.perf_counter() - started, 2)}
 
 
-def split_days(days: Sequence[date], config: EtlConfig, where: object) -> tuple[list[date], list[date]]:
-    """The days to train on, and those after them to evaluate on."""
+def split_days(days: Sequence[date], config: EtlConfig, where: object) -> Split:
+    """The days to fit on, to train on, and those after them to evaluate on; DataError if none is left to train on."""
+    split = Split.of(days, config)
     if len(days) <= config.eval_days:
         raise DataError(
             f"{where}: {len(days)} days of impressions, eval_days = {config.eval_days}: none is left to train on"
         )
-    num_train = len(days) - config.eval_days
-    return list(days[:num_train]), list(days[num_train:])
+    if not split.train:
+        raise DataError(
+            f"{where}: days to train on are {split.before[0]} to {split.before[-1]}, train_from = {config.train_from}: "
+            "none is left; mend etl.train_from"
+        )
+    return split
 
 
 def repeats_note(spec: FeedSpec, num_repeated: int, num_logged: int) -> list[str]:
@@ -272,15 +286,16 @@ def fit_and_write(
         progress: is told the steps.
         previous: result to which the days are added; None: all is fitted.
     """
-    train_days, eval_days = split_days(sorted({p.day for p in partitions}), config, "logs")
+    before, train_days, eval_days = split_days(sorted({p.day for p in partitions}), config, "logs")
     parts = {
-        name: [p for p in partitions if p.day in days] for name, days in (("train", train_days), ("eval", eval_days))
+        name: [p for p in partitions if p.day in days]
+        for name, days in (("fit", [*before, *train_days]), ("train", train_days), ("eval", eval_days))
     }
     feed = FeedWorkflow(spec, folder, previous)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        progress(1, 4, f"fitting ids, statistics, weights and histories on {len(train_days)} days")
-        feed.fit(read, parts["train"], text_impressions)
+        progress(1, 4, f"fitting ids, statistics, weights and histories on {len(before) + len(train_days)} days")
+        feed.fit(read, parts["fit"], text_impressions)
         view = HugectrView.of(spec, feed.ips.table() if feed.ips else None) if config.view == "hugectr" else None
         num_rows = {"eval": 0}
         progress(2, 4, "writing the training parquet")
@@ -311,6 +326,7 @@ def fit_and_write(
     return {
         "view": config.view,
         "spec_digest": spec.digest,
+        "days_before": [str(day) for day in before],
         "train_days": [str(day) for day in train_days],
         "eval_days": [str(day) for day in eval_days],
         "num_train_rows": num_rows["train"],

@@ -128,7 +128,7 @@ class Tables:
 
         impressions, num_logged = self._within(config)
         days = sorted(num_logged)
-        train_days, _ = split_days(days, config, "impressions")
+        train_days = split_days(days, config, "impressions").train
         rows = partition_rows(sum(num_logged[day] for day in train_days), config)
         order = list(self.order)
         if not order:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Baseline", "OnBadFile", "Scale", "View", "Weights"]
+__all__ = ["Baseline", "Dataset", "OnBadFile", "Scale", "View", "Weights"]
 
 
 class Scale(str, Enum):
@@ -43,3 +43,11 @@ class Baseline(str, Enum):
     mlp = "mlp"
     lightgbm = "lightgbm"
     lightgbm_ids = "lightgbm_ids"
+
+
+class Dataset(str, Enum):
+    """Published logs that can be laid out (etl.datasets)."""
+
+    kuairand = "kuairand"
+    obd = "obd"
+    movielens = "movielens"

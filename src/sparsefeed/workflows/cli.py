@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from sparsefeed.errors import RequestError, ServeError, SparsefeedError
-from sparsefeed.workflows.choices import Baseline, OnBadFile, Scale, View, Weights
+from sparsefeed.workflows.choices import Baseline, Dataset, OnBadFile, Scale, View, Weights
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
 from sparsefeed.workflows.show import show_io, show_latency, show_plan, show_quality, show_slices, show_stages
@@ -30,7 +30,7 @@ app.add_typer(hugectr, name="hugectr")
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name or .yaml file.")]
 Root = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds what a run makes.")]
 LogsFolder = Annotated[
-    str | None, typer.Option("--logs", help="Real logs, a folder or URL; default: the workspace's simulated ones.")
+    str | None, typer.Option("--logs", help="Your own logs, a folder or URL; default: the workspace's.")
 ]
 Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.")]
 
@@ -77,6 +77,21 @@ def simulate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: Sc
     with stage("simulate") as progress:
         summary = simulate_logs(_load(recipe, scale), place, progress)
     console.print(f"{summary.impressions:,} impressions, {summary.clicks:,} clicks in {place.logs}")
+
+
+@app.command("logs")
+def lay_out_logs(
+    dataset: Annotated[Dataset, typer.Argument(help="Which; the recipe of that name reads it.")],
+    source: Annotated[Path, typer.Argument(help="Folder that it was unpacked to.")],
+    workspace: Root = _ARTIFACTS,
+) -> None:
+    """Lay a published data set out as the workspace's logs; docs/howto/real_logs.md says where to get it."""
+    from sparsefeed.workflows.stages import published_logs
+
+    place = Workspace(workspace)
+    with stage("logs") as progress:
+        summary = published_logs(dataset.value, source, place, progress)
+    console.print(f"{summary.impressions:,} rows, {summary.first_day} to {summary.last_day}, in {place.logs}")
 
 
 @app.command()
@@ -196,10 +211,10 @@ def evaluate(
     """Measure the model on the held-out random sessions, beside the constant and LightGBM without ids."""
     from sparsefeed.workflows.stages import evaluate_models
 
-    names = [one.value for one in against or (Baseline.lightgbm,)]
+    names, loaded = [one.value for one in against or (Baseline.lightgbm,)], _load(recipe)
     with stage("eval") as progress:
-        result = evaluate_models(_load(recipe), Workspace(workspace), progress, names)
-    show_quality(result)
+        result = evaluate_models(loaded, Workspace(workspace), progress, names)
+    show_quality(result, random=loaded.feed.sessions is not None)
     show_slices(result)
 
 

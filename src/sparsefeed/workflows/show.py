@@ -70,9 +70,10 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:,.4g} TiB"
 
 
-def show_quality(result: dict[str, Any]) -> None:
-    """Print a table of every response and model."""
-    table = Table(box=None, header_style="bold", title=f"{result['num_rows']:,} impressions of random sessions")
+def show_quality(result: dict[str, Any], random: bool = True) -> None:
+    """Print a table of every response and model, measured on random sessions or, where the feed has none, on all."""
+    rows = f"{result['num_rows']:,} impressions{' of random sessions' if random else ''}"
+    table = Table(box=None, header_style="bold", title=rows)
     for heading in ("response", "model", "AUC", "AUC in\nmembers", "NDCG", "log loss", "predicted\n/actual"):
         table.add_column(heading, justify="left" if heading in ("response", "model") else "right")
     for response, models in result["responses"].items():

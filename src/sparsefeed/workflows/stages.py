@@ -28,6 +28,7 @@ __all__ = [
     "explain_etl",
     "export_serving",
     "prepare",
+    "published_logs",
     "read_etl",
     "simulate_logs",
     "train_day",
@@ -53,6 +54,13 @@ def simulate_logs(recipe: Recipe, workspace: Workspace, progress: Progress = sil
     if recipe.simulate is None:
         raise SpecError("recipe: has no `simulate`; its logs are real, give them with --logs")
     return simulate(recipe.simulate, workspace.logs, progress)
+
+
+def published_logs(dataset: Any, source: Path, workspace: Workspace, progress: Progress = silent) -> Any:
+    """Logs of a published data set in the workspace; an etl.datasets.LogsSummary."""
+    from sparsefeed.etl.datasets import write_logs
+
+    return write_logs(dataset, source, workspace.logs, progress)
 
 
 def prepare(

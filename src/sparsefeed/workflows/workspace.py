@@ -17,7 +17,7 @@ class Workspace:
 
     @property
     def logs(self) -> Path:
-        """Simulated logs (real ones are given by --logs)."""
+        """Simulated logs, or those of a published data set (others are given by --logs)."""
         return self.root / "logs"
 
     @property

@@ -24,6 +24,7 @@ def test_help_names_every_command_and_imports_no_heavy_library() -> None:
         "simulate",
         "etl",
         "plan",
+        "tune",
         "train",
         "eval",
         "export",

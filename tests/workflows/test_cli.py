@@ -25,6 +25,7 @@ def test_help_names_every_command_and_imports_no_heavy_library() -> None:
         "logs",
         "etl",
         "plan",
+        "tune",
         "train",
         "eval",
         "export",

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from sparsefeed.errors import DataError, SpecError, TrainError
+from sparsefeed.errors import DataError, ServeError, SpecError, TrainError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.models.bundle import read_current, versions
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.torchrec.checkpoint import latest
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.workflows.recipe import Recipe
+from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare, read_etl, train_model
 from sparsefeed.workflows.workspace import Workspace
 from tests import logs
@@ -62,6 +64,41 @@ def test_metrics_of_another_checkpoint_are_not_sealed_into_a_bundle(workspace: W
     workspace.evaluation.write_text(json.dumps(result))
     bundle, _ = export_serving(RECIPE, workspace)
     assert json.loads((workspace.bundles / "versions" / bundle / "metrics.json").read_text()) == {}
+
+
+def _budgeted(dense_budget_ms: float) -> Recipe:
+    serving = ServingConfig(dense_budget_ms=dense_budget_ms, budget_candidates=8)
+    return RECIPE.model_copy(update={"serving": serving})
+
+
+def test_a_bundle_over_the_budget_is_not_published_unless_it_is_wanted(workspace: Workspace, tmp_path: Path) -> None:
+    made = Workspace(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    for name in ("etl", "training"):
+        (made.root / name).symlink_to((workspace.root / name).resolve())
+    with pytest.raises(ServeError, match=r"serving\.dense_budget_ms: .* takes .* ms for 8 candidates .* --over-budget"):
+        export_serving(_budgeted(1e-9), made)  # less than any step takes
+    assert (versions(made.bundles), read_current(made.bundles), made.triton_repo.exists()) == ([], None, False)
+    assert not list((made.bundles / "versions").glob(".*.partial"))
+
+    said: list[str] = []
+    bundle, models = export_serving(_budgeted(1e-9), made, over_budget=True, note=said.append)
+    assert (versions(made.bundles), read_current(made.bundles), len(models)) == ([bundle], bundle, 4)
+    assert said[0].endswith("over budget")
+
+    # The bundle that serves is as it was, whatever a refused one would have been.
+    with pytest.raises(ServeError, match="nothing was published"):
+        export_serving(_budgeted(1e-9), made)
+    assert read_current(made.bundles) == bundle
+
+
+def test_a_bundle_within_the_budget_is_the_one_without(workspace: Workspace) -> None:
+    said: list[str] = []
+    bundle, _ = export_serving(_budgeted(1e9), workspace, note=said.append)
+    assert said[0].startswith("dense step: ")
+    assert "over" not in said[0]
+    assert bundle == export_serving(RECIPE, workspace, over_budget=True, note=said.append)[0]
+    assert said[1:] == ["--over-budget changes nothing: the recipe has no serving.dense_budget_ms"]
 
 
 def test_a_model_is_measured_beside_the_baselines_asked_for(workspace: Workspace) -> None:

@@ -37,8 +37,9 @@ from sparsefeed.etl.ops.ips import Ips, cell, weight
 from sparsefeed.etl.ops.map_ids import MapIds
 from sparsefeed.etl.ops.standardise import Standardise
 from sparsefeed.etl.ops.statistic import Statistic, fit
-from sparsefeed.etl.plan import DensePlan, LookupPlan, ServingPlan, TablePlan
-from sparsefeed.etl.spec import FeedSpec, Side, side_of
+from sparsefeed.etl.plan import ServingPlan
+from sparsefeed.etl.serving_plan import serving_plan
+from sparsefeed.etl.spec import FeedSpec
 
 __all__ = ["FeedWorkflow", "dataset_of", "fit_workflow", "training_columns"]
 
@@ -152,41 +153,7 @@ class FeedWorkflow:
 
     def plan(self) -> ServingPlan:
         """The fitted workflow's serving plan."""
-        spec = self.spec
-        lookups = tuple(
-            LookupPlan(
-                f.name,
-                f.kind,
-                side_of(f),
-                spec.table_of(f).name,
-                getattr(f, "max_length", 1),
-                getattr(f, "pooling", "sum"),
-            )
-            for f in spec.lookups
-        )
-        return ServingPlan(
-            name=spec.name,
-            spec_digest=spec.digest,
-            key_seed=spec.key_seed,
-            tables=tuple(TablePlan(t.name, t.dim) for t in spec.tables),
-            lookups=lookups,
-            member_dense=self._dense_plan("member"),
-            candidate_dense=self._dense_plan("candidate"),
-            member=spec.logs.member,
-            post=spec.logs.post,
-            responses=tuple(r.name for r in spec.responses),
-            score_weights=tuple(r.score_weight for r in spec.responses),
-        )
-
-    def _dense_plan(self, side: Side) -> DensePlan:
-        features = self.spec.of_kind("dense", side=side)
-        return DensePlan(
-            names=tuple(f.name for f in features),
-            fill=tuple(f.fill for f in features),
-            log=tuple(f.log for f in features),
-            mean=tuple(self.standardise.scales[f.name][0] for f in features),
-            std=tuple(self.standardise.scales[f.name][1] for f in features),
-        )
+        return serving_plan(self.spec, self.standardise.scales)
 
 
 def _scales(result: Path) -> dict[str, tuple[float, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def export_bundle(
     row_format: RowFormat = "fp32",
     calibration: Calibration | None = None,
     metrics: Mapping[str, Any] | None = None,
+    check: Callable[[Path], None] | None = None,
     progress: Progress = silent,
 ) -> str:
     """Write a bundle and point `current` at it.
@@ -48,6 +49,7 @@ def export_bundle(
         row_format: of the embedding rows.
         calibration: baked into dense.onnx; None leaves the logits as they are.
         metrics: of this checkpoint, for metrics.json and the model card: `{"responses": {response: {metric: value}}}`.
+        check: called with the folder as it would be published; where it raises, nothing is published.
         progress: told of the files.
 
     Returns:
@@ -100,6 +102,8 @@ def export_bundle(
         write_tables(folder / "tables", tables, row_format, [table.name for table in spec.tables])
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n", "utf-8")
         (folder / "MODEL_CARD.md").write_text(_model_card(spec, manifest, etl, metrics), "utf-8")
+        if check:
+            check(folder)
 
     publish_version(root, bundle, build, progress)
     set_current(root, bundle)

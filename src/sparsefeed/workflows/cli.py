@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from sparsefeed.errors import RequestError, ServeError, SparsefeedError
 from sparsefeed.workflows.choices import Baseline, Dataset, OnBadFile, Scale, View, Weights
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
-from sparsefeed.workflows.show import show_io, show_latency, show_plan, show_quality, show_slices, show_stages
+from sparsefeed.workflows.show import (
+    show_findings,
+    show_io,
+    show_latency,
+    show_plan,
+    show_quality,
+    show_ranking,
+    show_slices,
+    show_stages,
+    show_width,
+)
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["app", "main"]
@@ -59,13 +68,7 @@ def doctor() -> None:
     """Say what this machine has, what will be used of it, and why not the rest."""
     from sparsefeed.workflows.doctor import examine
 
-    table = Table(box=None, header_style="bold")
-    for heading in ("", "what", "found", "used for", "if not"):
-        table.add_column(heading)
-    for finding in examine():
-        mark = "[green]✓[/green]" if finding.found else "[yellow]–[/yellow]"
-        table.add_row(mark, finding.what, finding.found, finding.used_for, finding.why_not)
-    console.print(table)
+    show_findings(examine())
 
 
 @app.command()
@@ -168,6 +171,22 @@ def plan(
 
 
 @app.command()
+def tune(
+    recipe: RecipeName = _TINY,
+    workspace: Root = _ARTIFACTS,
+    width: Annotated[bool, typer.Option("--width", help="The widths of the hidden layers.")] = False,
+) -> None:
+    """Measure what a wider or narrower model costs to serve, before one is trained; the recipe stays as it is."""
+    from sparsefeed.workflows.tune import tune_width
+
+    if not width:
+        raise typer.BadParameter("say what to tune; there is: --width", param_hint="tune")
+    with stage("tune") as progress:
+        tuning = tune_width(_load(recipe), Workspace(workspace), progress)
+    show_width(tuning)
+
+
+@app.command()
 def train(
     recipe: RecipeName = _TINY,
     workspace: Root = _ARTIFACTS,
@@ -232,6 +251,9 @@ def export(
         typer.Option("--for", metavar="hugectr DIR", help="Write weights here that HugeCTR begins with, no bundle."),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="Of HugeCTR's run, for --for: how columns are cut.")] = None,
+    over_budget: Annotated[
+        bool, typer.Option("--over-budget", help="Publish although the dense step takes longer than the recipe allows.")
+    ] = False,
 ) -> None:
     """Write the trained model as an immutable bundle and its Triton models."""
     from sparsefeed.workflows.hugectr import give_weights, take_run
@@ -241,8 +263,8 @@ def export(
     for option, pair in (("--from", taken), ("--for", given)):
         if pair and pair[0] != View.hugectr:
             raise typer.BadParameter(f"got {pair[0].value}; allowed: hugectr DIR", param_hint=option)
-    if given and (taken or hps_folder):
-        raise typer.BadParameter("writes no bundle; give --from and --hps without it", param_hint="--for")
+    if given and (taken or hps_folder or over_budget):
+        raise typer.BadParameter("writes no bundle; leave --from, --hps and --over-budget out", param_hint="--for")
     if plan and not given:
         raise typer.BadParameter("says how --for cuts columns; give that, too", param_hint="--plan")
     if taken:
@@ -253,7 +275,7 @@ def export(
         console.print(f"weights of {give_weights(loaded, place, given[1], plan)} in {given[1]}")
         return
     with stage("export") as progress:
-        bundle, models = export_serving(loaded, place, progress)
+        bundle, models = export_serving(loaded, place, progress, over_budget, console.print)
     console.print(f"bundle {bundle} in {place.bundles}; models in {place.triton_repo}: {', '.join(models)}")
     if hps_folder:
         from sparsefeed.workflows.hps import export_hps_serving
@@ -316,14 +338,7 @@ def rank(
         raise RequestError(f"--overrides: not JSON: {error}") from error
     with FeedClient(url, bundle) as client:
         ranking = client.rank(member, candidates, changes)
-    table = Table(box=None, header_style="bold", title=f"bundle {ranking.bundle}")
-    for heading in ("post", "score", *ranking.probability, "unknown"):
-        table.add_column(heading, overflow="fold")
-    for post in ranking.order:
-        i = ranking.posts.index(post)
-        values = [f"{p[i]:.4f}" for p in ranking.probability.values()]
-        table.add_row(post, f"{ranking.score[i]:.4f}", *values, ", ".join(sorted(ranking.unknown[i])))
-    console.print(table)
+    show_ranking(ranking)
 
 
 @app.command()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from sparsefeed.models.bundle import open_version
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.serving.client import FeedClient
+from sparsefeed.workflows.serving.cost import machine
 from sparsefeed.workflows.serving.perf import measure
 from sparsefeed.workflows.serving.server import TritonServer
 from sparsefeed.workflows.stages import read_etl, write_json
@@ -104,11 +103,7 @@ def bench_server(
         }
         for table in index["tables"]
     ]
-    return {"bundle": bundle, "machine": f"{platform.machine()}, {_cores()} cores", "loads": loads, "tables": tables}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return {"bundle": bundle, "machine": machine(), "loads": loads, "tables": tables}
 
 
 def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path | str) -> dict[str, Any]:

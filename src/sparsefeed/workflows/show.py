@@ -9,10 +9,31 @@ from rich.table import Table
 
 from sparsefeed.workflows.console import console
 
-__all__ = ["show_io", "show_latency", "show_plan", "show_quality", "show_slices", "show_stages"]
+__all__ = [
+    "show_findings",
+    "show_io",
+    "show_latency",
+    "show_plan",
+    "show_quality",
+    "show_ranking",
+    "show_slices",
+    "show_stages",
+    "show_width",
+]
 
 
 _NAMES = {"ips": "sparsefeed", "none": "sparsefeed, no weights"}
+
+
+def show_findings(findings: Any) -> None:
+    """A table of what the machine has (workflows.doctor)."""
+    table = Table(box=None, header_style="bold")
+    for heading in ("", "what", "found", "used for", "if not"):
+        table.add_column(heading)
+    for finding in findings:
+        mark = "[green]✓[/green]" if finding.found else "[yellow]–[/yellow]"
+        table.add_row(mark, finding.what, finding.found, finding.used_for, finding.why_not)
+    console.print(table)
 
 
 def show_stages(stages: Any) -> None:
@@ -115,3 +136,50 @@ def show_latency(result: dict[str, Any]) -> None:
             str(load["candidates"]), str(load["concurrency"]), f"{load['requests_per_s']:.0f}", *figures, *parts
         )
     console.print(table)
+
+
+def show_ranking(ranking: Any) -> None:
+    """A table of posts, the best first."""
+    table = Table(box=None, header_style="bold", title=f"bundle {ranking.bundle}")
+    for heading in ("post", "score", *ranking.probability, "unknown"):
+        table.add_column(heading, overflow="fold")
+    for post in ranking.order:
+        i = ranking.posts.index(post)
+        values = [f"{p[i]:.4f}" for p in ranking.probability.values()]
+        table.add_row(post, f"{ranking.score[i]:.4f}", *values, ", ".join(sorted(ranking.unknown[i])))
+    console.print(table)
+
+
+def show_width(tuning: Any) -> None:
+    """A table of what each width costs, and the widest that the budget allows."""
+    counts, budget_ms = list(tuning.rungs[0].costs), tuning.budget_ms
+    title = f"milliseconds by posts; {tuning.machine}, {tuning.rungs[0].costs[counts[0]].runs} runs"
+    table = Table(box=None, header_style="bold", title=title, collapse_padding=True, pad_edge=False)
+    headings = [f"{count:,}\n{quantile}" for count in counts for quantile in ("p50", "p99")]
+    for heading in ("hidden", "parameters", "products\na post", *headings):
+        table.add_column(heading, justify="left" if heading == "hidden" else "right", no_wrap=heading != "hidden")
+    if budget_ms is not None:
+        table.add_column(f"within\n{budget_ms:g} ms")
+    for rung in tuning.rungs:
+        own = " (recipe)" if rung.hidden == tuning.hidden else ""
+        times = [f"{ms:.2f}" for cost in rung.costs.values() for ms in (cost.p50_ms, cost.p99_ms)]
+        within = [] if budget_ms is None else ["[green]yes[/green]" if tuning.fits(rung) else "[yellow]no[/yellow]"]
+        hidden = ", ".join(map(str, rung.hidden))
+        table.add_row(f"{hidden}{own}", f"{rung.parameters:,}", f"{rung.products:,}", *times, *within)
+    console.print(table)
+    console.print(_verdict(tuning), markup=False, soft_wrap=True)
+
+
+def _verdict(tuning: Any) -> str:
+    if tuning.budget_ms is None:
+        return "no budget: give the recipe serving.dense_budget_ms, and the widest that fits is named"
+    budget = f"{tuning.budget_ms:g} ms for {tuning.budget_candidates:,} candidates at the median"
+    if tuning.widest is None:
+        return (
+            f"none is within {budget}: raise serving.dense_budget_ms, or lower serving.budget_candidates, "
+            "model.experts, model.cross_layers or model.cross_rank"
+        )
+    if tuning.widest.hidden == tuning.hidden:
+        return f"the widest within {budget} is the recipe's own"
+    words = ", ".join(map(str, tuning.widest.hidden))
+    return f"the widest within {budget}: write it into the recipe and train: model: {{hidden: [{words}]}}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -228,13 +228,27 @@ def evaluate_models(
     return result
 
 
-def export_serving(recipe: Recipe, workspace: Workspace, progress: Progress = silent) -> tuple[str, list[str]]:
-    """Write the trained model as a bundle and its Triton models; (bundle id, model names)."""
+def export_serving(
+    recipe: Recipe,
+    workspace: Workspace,
+    progress: Progress = silent,
+    over_budget: bool = False,
+    note: Callable[[str], object] = lambda _: None,
+) -> tuple[str, list[str]]:
+    """Write the trained model as a bundle and its Triton models; (bundle id, model names).
+
+    With a budget of time (`serving.dense_budget_ms`) the dense step is measured first, and `note` told of it.
+    ServeError where it takes longer, unless `over_budget`: nothing is published then, and `current` is as it was.
+    """
     from sparsefeed.models.evaluate import fit_calibration
     from sparsefeed.models.export import export_bundle
     from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
     from sparsefeed.models.torchrec.score import Scorer
+    from sparsefeed.workflows.serving.cost import check_budget
     from sparsefeed.workflows.serving.export import export
+
+    def check(folder: Path) -> None:
+        note(check_budget(folder, recipe.serving, over_budget=over_budget, progress=progress))
 
     spec, _ = read_etl(recipe, workspace)
     checkpoint = latest(workspace.training(recipe.train.weights))
@@ -242,6 +256,9 @@ def export_serving(recipe: Recipe, workspace: Workspace, progress: Progress = si
         raise TrainError(f"{workspace.training(recipe.train.weights)}: no checkpoint; run `sparsefeed train` first")
     if Checkpoint.read(checkpoint).model != recipe.model:
         raise TrainError(f"{checkpoint}: is of another model than the recipe's; run `sparsefeed train` again")
+    budgeted = recipe.serving.dense_budget_ms is not None
+    if over_budget and not budgeted:
+        note("--over-budget changes nothing: the recipe has no serving.dense_budget_ms")
     bundle = export_bundle(
         checkpoint,
         workspace.etl,
@@ -249,6 +266,7 @@ def export_serving(recipe: Recipe, workspace: Workspace, progress: Progress = si
         row_format=recipe.serving.row_format,
         calibration=fit_calibration(spec, Scorer(spec, checkpoint), workspace.etl),
         metrics=_metrics(workspace, recipe.train.weights, checkpoint),
+        check=check if budgeted else None,
         progress=progress,
     )
     return bundle, export(workspace.bundles, bundle, recipe.serving, workspace.triton_repo)

@@ -64,6 +64,11 @@ class Workspace:
         return self.root / "bench.json"
 
     @property
+    def width(self) -> Path:
+        """Time of the dense step by its width, as JSON."""
+        return self.root / "width.json"
+
+    @property
     def ranking(self) -> Path:
         """One feed before and after ranking, as JSON."""
         return self.root / "ranking.json"

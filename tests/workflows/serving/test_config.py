@@ -114,12 +114,25 @@ def np_int32(raw: bytes) -> list[int]:
         ({"row_format": "fp8"}, "row_format: got 'fp8'"),
         ({"instances": {"dence": 2}}, 'did you mean "dense"?'),
         ({"max_candidates": 0}, "max_candidates: got 0"),
+        ({"dense_budget_ms": 0}, "dense_budget_ms: got 0; input should be greater than 0"),
+        ({"dense_budget_ms": float("inf")}, "dense_budget_ms: got inf; input should be a finite number"),
+        ({"dense_budget_ms": "2 ms"}, "dense_budget_ms: got '2 ms'"),
+        ({"dense_budget": 2}, 'did you mean "dense_budget_ms"?'),
+        ({"budget_candidates": 0}, "budget_candidates: got 0"),
+        (
+            {"dense_budget_ms": 2, "max_candidates": 100},
+            "budget_candidates: got 500; no request has more than max_candidates (100)",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as caught:
         validate(ServingConfig, settings)
     assert said in str(caught.value)
+
+
+def test_without_a_budget_its_candidates_are_held_against_nothing() -> None:
+    assert ServingConfig(max_candidates=100).dense_budget_ms is None
 
 
 def test_the_template_is_what_the_default_recipe_generates(tmp_path: Path) -> None:

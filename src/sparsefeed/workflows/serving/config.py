@@ -27,6 +27,8 @@ class ServingConfig(Frozen):
     instances: Instances = Instances()
     dense_threads: int = Field(default=1, ge=1, le=256)  # of onnxruntime, per instance
     memory_budget_bytes: int | None = Field(default=None, ge=1)  # a bundle whose mapped files exceed it is refused
+    dense_budget_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # of the dense step's median time
+    budget_candidates: int = Field(default=500, ge=1, le=100_000)  # posts of the one request that dense_budget_ms is of
     warm_up: bool = True  # one request per step at load; without it the first request pays 50-100 ms
     http_port: int = Field(default=8000, ge=1, le=65535)
     grpc_port: int = Field(default=8001, ge=1, le=65535)
@@ -37,4 +39,13 @@ class ServingConfig(Frozen):
         ports = (self.http_port, self.grpc_port, self.metrics_port)
         if len(set(ports)) < len(ports):
             raise ValueError(f"http_port, grpc_port, metrics_port: got {ports}; give each a port of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_of_a_request_there_can_be(self) -> ServingConfig:
+        if self.dense_budget_ms is not None and self.budget_candidates > self.max_candidates:
+            raise ValueError(
+                f"budget_candidates: got {self.budget_candidates}; no request has more than max_candidates "
+                f"({self.max_candidates})"
+            )
         return self

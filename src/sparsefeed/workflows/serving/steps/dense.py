@@ -17,10 +17,33 @@ from sparsefeed.errors import BundleError, RequestError
 from sparsefeed.etl.plan import ServingPlan
 from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
 
-__all__ = ["DenseRequest", "DenseStep"]
+__all__ = ["DenseRequest", "DenseStep", "Graph", "open_graph"]
 
 # Inputs of dense.onnx by name -> float32 [n, R].
 Graph = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
+
+
+def open_graph(path: Path, num_threads: int) -> Graph:
+    """Load a dense.onnx as it is served: on the CPU, `num_threads` within an operator, one operator at a time.
+
+    Raises:
+        BundleError: onnxruntime does not take it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own tree of errors is not public
+        raise BundleError(f"{path}: not loadable by onnxruntime: {error}; export the bundle again") from error
+
+    def graph(inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        (probability,) = session.run(["probability"], inputs)
+        return np.asarray(probability, np.float32)
+
+    return graph
 
 
 @dataclass(frozen=True)
@@ -45,22 +68,8 @@ class DenseStep(Step[DenseRequest]):
     @classmethod
     def open(cls, parameters: Mapping[str, str]) -> DenseStep:
         """Load a bundle's dense.onnx; parameter `threads` is onnxruntime's."""
-        import onnxruntime
-
         folder = Path(parameters["folder"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(parameters["threads"])
-        options.inter_op_num_threads = 1
-        path = folder / "dense.onnx"
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own tree of errors is not public
-            raise BundleError(f"{path}: not loadable by onnxruntime: {error}; export the bundle again") from error
-
-        def graph(inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-            (probability,) = session.run(["probability"], inputs)
-            return np.asarray(probability, np.float32)
-
+        graph = open_graph(folder / "dense.onnx", int(parameters["threads"]))
         return cls(parameters["bundle"], ServingPlan.load(folder / "transform" / "plan.json"), graph)
 
     def check(self, request: Tensors) -> DenseRequest:

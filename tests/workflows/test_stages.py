@@ -9,10 +9,13 @@ import pytest
 
 from sparsefeed.errors import DataError, SpecError, TrainError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
-from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.models.calibration import Calibration
+from sparsefeed.models.config import CalibrationKind, ModelConfig, TrainConfig
+from sparsefeed.models.evaluate import fit_calibration
 from sparsefeed.models.torchrec.checkpoint import latest
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.workflows.recipe import Recipe
+from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare, read_etl, train_model
 from sparsefeed.workflows.workspace import Workspace
 from tests import logs
@@ -62,6 +65,22 @@ def test_metrics_of_another_checkpoint_are_not_sealed_into_a_bundle(workspace: W
     workspace.evaluation.write_text(json.dumps(result))
     bundle, _ = export_serving(RECIPE, workspace)
     assert json.loads((workspace.bundles / "versions" / bundle / "metrics.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("kind", ["none", "isotonic"])
+def test_a_model_is_calibrated_and_measured_as_the_recipe_says(workspace: Workspace, kind: CalibrationKind) -> None:
+    recipe = RECIPE.model_copy(update={"serving": ServingConfig(calibration=kind)})
+    spec, _ = read_etl(recipe, workspace)
+    checkpoint = latest(workspace.training("ips"))
+    assert checkpoint is not None
+    bundle, _ = export_serving(recipe, workspace)
+    exported = Calibration.load(workspace.bundles / "versions" / bundle / "calibration.json")
+    assert exported == fit_calibration(spec, Scorer(spec, checkpoint), workspace.etl, kind)
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[str] = []
+        patch.setattr(Calibration, "fit", lambda *_, kind: asked.append(kind) or Calibration.identity(spec))
+        evaluate_models(recipe, workspace, against=())
+    assert asked == [kind]
 
 
 def test_a_model_is_measured_beside_the_baselines_asked_for(workspace: Workspace) -> None:

@@ -6,6 +6,7 @@ the arithmetic shows here before it reaches a server. The spec beside it has eve
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnxruntime
 import pytest
 
 from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
-from sparsefeed.models.calibration import MAX_LOGIT, Calibration, Platt
+from sparsefeed.models.calibration import MAX_LOGIT, Calibration, Isotonic, Platt
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.onnx import export_dense, input_names
@@ -133,3 +134,31 @@ def test_6_scale_and_shift_are_baked_into_the_graph(
         logits[name] = np.log(p / (1 - p))
     scale, shift = golden.lines()
     np.testing.assert_allclose(logits["scaled"], logits["plain"] * scale + shift, atol=1e-5)
+
+
+def test_7_knots_and_values_are_interpolated_and_constant_beyond(
+    spec: FeedSpec, tmp_path: Path, inputs: dict[str, np.ndarray]
+) -> None:
+    model = DenseModel(spec, ModelConfig(hidden=(4,), interactions=False))
+    export_dense(model, spec, Calibration.identity(spec), tmp_path / "plain.onnx")
+    p = run(onnxruntime.InferenceSession(tmp_path / "plain.onnx"), inputs).astype(np.float64)
+    plain = np.log(p / (1 - p))
+    lowest, middle, highest = (float(q) for q in np.quantile(plain[:, 0], [0.2, 0.5, 0.8]))
+    file = {"responses": {"click": {"knots": [lowest, middle, highest], "values": [-3, -1, 2]}, "like": {}}}
+    (tmp_path / "calibration.json").write_text(json.dumps(file))
+    calibration = Calibration.load(tmp_path / "calibration.json")
+    assert calibration.responses["like"] == Platt()
+    export_dense(model, spec, calibration, tmp_path / "curve.onnx")
+    p = run(onnxruntime.InferenceSession(tmp_path / "curve.onnx"), inputs).astype(np.float64)
+    expected = np.interp(plain[:, 0], [lowest, middle, highest], [-3, -1, 2])
+    assert {-3, 2} < set(expected)
+    np.testing.assert_allclose(p[:, 0], 1 / (1 + np.exp(-expected)), atol=1e-5)
+    np.testing.assert_allclose(p[:, 1], 1 / (1 + np.exp(-plain[:, 1])), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("knots", "values"), [([0], [0]), (list(range(33)), list(range(33))), ([0, 0], [0, 1]), ([0, 1], [1, 0])]
+)
+def test_7_knots_are_2_to_32_and_rise_and_values_do_not_fall(knots: list[float], values: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"knots|values"):
+        Isotonic(knots=tuple(knots), values=tuple(values))

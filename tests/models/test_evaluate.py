@@ -12,7 +12,8 @@ import pytest
 
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models import metrics
-from sparsefeed.models.evaluate import evaluate
+from sparsefeed.models.calibration import Calibration
+from sparsefeed.models.evaluate import evaluate, fit_calibration
 
 VALUE: dict[str, Any] = {
     "name": "hand",
@@ -114,3 +115,29 @@ def test_the_calibrated_model_is_measured_for_every_response(folder: Path) -> No
     for response in calibrated.values():
         assert response["predicted_over_actual"] == pytest.approx(1, abs=0.1)
         assert {"auc", "log_loss", "normalised_entropy", "grouped_auc", "ndcg"} < set(response)
+
+
+def test_the_calibration_that_is_asked_for_is_fitted_and_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    fit = Calibration.fit
+
+    def watched(*arguments: Any, kind: Any) -> Calibration:
+        asked.append(kind)
+        return fit(*arguments, kind=kind)
+
+    monkeypatch.setattr(Calibration, "fit", watched)
+    scorer: Any = Given()
+    for kind in ("platt", "isotonic", "none"):
+        of_click = measured(folder, against=(), calibration=kind)["calibrated"]["click"]
+        assert of_click["predicted_over_actual"] == pytest.approx(1, abs=0.2)
+        fit_calibration(FeedSpec.parse(VALUE), scorer, folder, kind)
+    # Export need not score a row to leave the logits as they are.
+    assert asked == ["platt", "platt", "isotonic", "isotonic", "none"]
+
+
+def test_without_calibration_nothing_is_scored(folder: Path) -> None:
+    nobody: Any = None
+    spec = FeedSpec.parse(VALUE)
+    assert fit_calibration(spec, nobody, folder, "none") == Calibration.identity(spec)

@@ -7,10 +7,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
-from sparsefeed.models.calibration import Calibration, Platt
+from sparsefeed.models.calibration import Calibration, Isotonic, Platt
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.onnx import export_dense, input_names
@@ -105,3 +107,59 @@ def test_a_calibration_of_other_responses_is_refused(spec: FeedSpec, tmp_path: P
     with pytest.raises(SpecError, match=r"\['like', 'click'\]"):
         export_dense(DenseModel(spec, ModelConfig()), spec, swapped, tmp_path / "dense.onnx")
     assert not (tmp_path / "dense.onnx").exists()
+
+
+class _Logits(torch.nn.Module):
+    """A model whose logits are the candidate's dense features."""
+
+    def forward(self, pooled: Any, member_dense: torch.Tensor, candidate_dense: torch.Tensor) -> torch.Tensor:
+        return candidate_dense
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> Isotonic:
+    gaps = draw(st.lists(st.floats(0.05, 3), min_size=1, max_size=31))
+    rises = [draw(st.sampled_from([0.0, 1e-3, 0.4])) for _ in gaps]
+    knots = draw(st.floats(-20, 10)) + np.cumsum([0, *gaps])
+    return Isotonic(knots=tuple(knots.tolist()), values=tuple((-6 + np.cumsum([0, *rises])).tolist()))
+
+
+@settings(max_examples=20, deadline=None)
+@given(curves(), curves() | st.builds(Platt, scale=st.floats(-2, 2), shift=st.floats(-20, 20)))
+def test_curves_in_the_graph_are_those_of_the_calibration(
+    tmp_path_factory: pytest.TempPathFactory, click: Isotonic, like: Isotonic | Platt
+) -> None:
+    spec = FeedSpec.parse(
+        {
+            "name": "bare",
+            "tables": [{"name": "post", "dim": 4}],
+            "features": [
+                {"kind": "id", "name": "post_id", "table": "post", "side": "candidate"},
+                {"kind": "dense", "name": "click_logit", "side": "candidate"},
+                {"kind": "dense", "name": "like_logit", "side": "candidate"},
+            ],
+            "responses": [{"name": "click", "column": "click"}, {"name": "like", "column": "like"}],
+            "logs": {"member": None},
+        }
+    )
+    calibration = Calibration(responses={"click": click, "like": like})
+    path = tmp_path_factory.mktemp("curves") / "dense.onnx"
+    model: Any = _Logits()
+    export_dense(model, spec, calibration, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    line = np.concatenate([np.linspace(-40, 40, 400), click.knots, [-1e9, 1e9]]).astype(np.float32)
+    line.sort()
+    logits = np.stack([line, line], axis=1)
+    (got,) = session.run(["probability"], {"candidate_dense": logits})
+    np.testing.assert_allclose(got, calibration.probability(logits), atol=5e-6)
+    assert ((got > 0) & (got < 1)).all()
+    assert (np.diff(got[:, 0]) >= -1e-7).all()  # onnxruntime's sigmoid is right to 1e-7
+
+
+def test_the_models_logits_go_through_a_curve(spec: FeedSpec, tmp_path: Path) -> None:
+    curve = Isotonic(knots=(-0.5, 0.0, 0.4), values=(-4.0, -1.0, 0.5))
+    calibration = Calibration(responses={"click": Platt(scale=0.7), "like": curve})
+    model, session = export(spec, tmp_path, calibration)
+    inputs = inputs_of(spec, 3, 50)
+    (got,) = session.run(["probability"], inputs)
+    np.testing.assert_allclose(got, probability_in_torch(spec, model, calibration, inputs), atol=2e-6)

@@ -10,7 +10,9 @@ import pytest
 from sparsefeed.errors import DataError, ServeError, SpecError, TrainError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.models.bundle import read_current, versions
-from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.models.calibration import Calibration
+from sparsefeed.models.config import CalibrationKind, ModelConfig, TrainConfig
+from sparsefeed.models.evaluate import fit_calibration
 from sparsefeed.models.torchrec.checkpoint import latest
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.workflows.recipe import Recipe
@@ -99,6 +101,22 @@ def test_a_bundle_within_the_budget_is_the_one_without(workspace: Workspace) -> 
     assert "over" not in said[0]
     assert bundle == export_serving(RECIPE, workspace, over_budget=True, note=said.append)[0]
     assert said[1:] == ["--over-budget changes nothing: the recipe has no serving.dense_budget_ms"]
+
+
+@pytest.mark.parametrize("kind", ["none", "isotonic"])
+def test_a_model_is_calibrated_and_measured_as_the_recipe_says(workspace: Workspace, kind: CalibrationKind) -> None:
+    recipe = RECIPE.model_copy(update={"serving": ServingConfig(calibration=kind)})
+    spec, _ = read_etl(recipe, workspace)
+    checkpoint = latest(workspace.training("ips"))
+    assert checkpoint is not None
+    bundle, _ = export_serving(recipe, workspace)
+    exported = Calibration.load(workspace.bundles / "versions" / bundle / "calibration.json")
+    assert exported == fit_calibration(spec, Scorer(spec, checkpoint), workspace.etl, kind)
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[str] = []
+        patch.setattr(Calibration, "fit", lambda *_, kind: asked.append(kind) or Calibration.identity(spec))
+        evaluate_models(recipe, workspace, against=())
+    assert asked == [kind]
 
 
 def test_a_model_is_measured_beside_the_baselines_asked_for(workspace: Workspace) -> None:

@@ -1,28 +1,34 @@
-"""Platt scaling per response: probability = sigmoid(scale * logit + shift).
+"""Calibration per response: probability = sigmoid(scale * logit + shift), or of an isotonic curve of the logit.
 
 Notable: a response keeps scale 1 and shift 0 unless its rows speak against them (a likelihood-ratio test), since
 a line through few positives is worse than none. Fitted by Newton's method with a prior as strong as about one row
-at the identity, so that it always has one answer: separable rows give finite numbers.
+at the identity, so that it always has one answer: separable rows give finite numbers. Likewise it keeps the line
+unless the curve is better on rows that neither was fitted on.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Discriminator, Tag
 
 from sparsefeed.errors import BundleError, DataError, SpecError
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
+from sparsefeed.models.config import CalibrationKind
+from sparsefeed.models.isotonic import MAX_LOGIT, Isotonic, fit_isotonic
 
-__all__ = ["MAX_LOGIT", "Calibration", "Platt"]
-
-# sigmoid of 15 is 1 - 3.1e-7: strictly inside (0, 1) in float32, with room for any runtime's rounding.
-MAX_LOGIT = 15.0
+__all__ = ["MAX_LOGIT", "Calibration", "Isotonic", "Platt"]
 
 _NEWTON_STEPS = 50
 _SPEAKS_AGAINST = 9.21  # 99 % point of chi-squared with 2 degrees of freedom (scale and shift)
+_FOLDS = 5
+_STANDARD_ERRORS = 2.33  # 99 % point of the normal distribution
+
+Floats = npt.NDArray[np.float64]
 
 
 class Platt(Frozen):
@@ -31,11 +37,28 @@ class Platt(Frozen):
     scale: float = 1.0
     shift: float = 0.0
 
+    def logits(self, z: Floats) -> Floats:
+        """Calibrated logits of logits."""
+        return self.scale * z + self.shift
+
+
+def _kind_of(response: Any) -> str:
+    curve = isinstance(response, Isotonic) or (
+        isinstance(response, dict) and not {"knots", "values"}.isdisjoint(response)
+    )
+    return "isotonic" if curve else "platt"
+
+
+Response = Annotated[
+    Annotated[Platt, Tag("platt")] | Annotated[Isotonic, Tag("isotonic")],
+    Discriminator(_kind_of),
+]
+
 
 class Calibration(Frozen):
-    """One Platt line per response, in the spec's order; stored as `calibration.json`."""
+    """A Platt line or an isotonic curve per response, in the spec's order; stored as `calibration.json`."""
 
-    responses: dict[str, Platt]
+    responses: dict[str, Response]
 
     @classmethod
     def identity(cls, spec: FeedSpec) -> Calibration:
@@ -44,12 +67,22 @@ class Calibration(Frozen):
 
     @classmethod
     def fit(
-        cls, spec: FeedSpec, logits_NR: npt.ArrayLike, labels_NR: npt.ArrayLike, weights_NR: npt.ArrayLike | None = None
+        cls,
+        spec: FeedSpec,
+        logits_NR: npt.ArrayLike,
+        labels_NR: npt.ArrayLike,
+        weights_NR: npt.ArrayLike | None = None,
+        kind: CalibrationKind = "platt",
     ) -> Calibration:
-        """Fit on rows the model was not trained on; all arrays [n, R]. The identity stays where 1 % evidence fails.
+        """Fit on rows the model was not trained on; all arrays [n, R].
+
+        `platt`: the identity stays where 1 % evidence fails. `isotonic`: a response has a curve where, in five folds,
+        the curve's log loss on the fold left out is less than that of the identity and of the line, by more than 2.33
+        standard errors of the difference, rows taken as independent; else its line or the identity. `none`: the
+        identity.
 
         Raises:
-            DataError: The arrays do not agree, or a logit is not finite.
+            DataError: The arrays do not agree, a logit or weight is not finite, a label is none, or a weight negative.
         """
         logits = np.asarray(logits_NR, np.float64)
         labels = np.asarray(labels_NR, np.float64)
@@ -62,9 +95,16 @@ class Calibration(Frozen):
             )
         if not np.isfinite(logits).all():
             raise DataError("calibration: a logit is not finite; the model that gave it cannot be calibrated")
+        if not ((labels >= 0) & (labels <= 1)).all():
+            raise DataError("calibration: a label is not in [0, 1]")
+        if not ((weights >= 0) & (weights < np.inf)).all():
+            raise DataError("calibration: a weight is not finite, or below 0")
+        if kind == "none":
+            return cls.identity(spec)
+        fit = _line_or_curve if kind == "isotonic" else _platt
         return cls(
             responses={
-                response.name: _platt(logits[:, r], labels[:, r], weights[:, r])
+                response.name: fit(logits[:, r], labels[:, r], weights[:, r])
                 for r, response in enumerate(spec.responses)
             }
         )
@@ -82,23 +122,46 @@ class Calibration(Frozen):
         Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n", "utf-8")
 
     def lines(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Scales and shifts, float32 [R] each."""
-        platts = self.responses.values()
+        """Scales and shifts, float32 [R] each; 1 and 0 where a response has a curve."""
+        platts = [one if isinstance(one, Platt) else Platt() for one in self.responses.values()]
         return np.array([p.scale for p in platts], np.float32), np.array([p.shift for p in platts], np.float32)
 
     def probability(self, logits_NR: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Calibrated probabilities [n, R] in (0, 1), as dense.onnx gives them."""
         scale, shift = self.lines()
-        z = np.clip(logits_NR.astype(np.float32) * scale + shift, -MAX_LOGIT, MAX_LOGIT)
+        z = logits_NR.astype(np.float32) * scale + shift
+        for r, response in enumerate(self.responses.values()):
+            if isinstance(response, Isotonic):
+                z[:, r] = response.logits(z[:, r])
+        z = np.clip(z, -MAX_LOGIT, MAX_LOGIT)
         probability: npt.NDArray[np.float32] = (1 / (1 + np.exp(-z))).astype(np.float32)
         return probability
 
 
-def _platt(z: npt.NDArray[np.float64], y: npt.NDArray[np.float64], w: npt.NDArray[np.float64]) -> Platt:
+def _line_or_curve(z: Floats, y: Floats, w: Floats) -> Platt | Isotonic:
+    line = _platt(z, y, w)
+    curve = fit_isotonic(z, y, w, line.scale, line.shift)
+    if curve is None:
+        return line
+    # Drawn, not alternating: rows of a session stand in the order of their positions.
+    fold = np.random.default_rng(0).integers(0, _FOLDS, len(z))
+    losses = np.zeros((3, len(z)))
+    for number in range(_FOLDS):
+        left_out, fitted = fold == number, fold != number
+        line_there = _platt(z[fitted], y[fitted], w[fitted])
+        curve_there = fit_isotonic(z[fitted], y[fitted], w[fitted], line_there.scale, line_there.shift) or line_there
+        for i, candidate in enumerate((Platt(), line_there, curve_there)):
+            logit = np.clip(candidate.logits(z[left_out]), -MAX_LOGIT, MAX_LOGIT)
+            losses[i, left_out] = w[left_out] * (np.logaddexp(0, logit) - y[left_out] * logit)
+    gains = losses[losses[:2].sum(axis=1).argmin()] - losses[2]
+    return curve if gains.sum() > _STANDARD_ERRORS * gains.std() * len(gains) ** 0.5 else line
+
+
+def _platt(z: Floats, y: Floats, w: Floats) -> Platt:
     design = np.stack([z, np.ones_like(z)], axis=1)
     identity = np.array([1.0, 0.0])
 
-    def objective(line: npt.NDArray[np.float64]) -> float:
+    def objective(line: Floats) -> float:
         logit = design @ line
         return float((w * (np.logaddexp(0, logit) - y * logit)).sum() + ((line - identity) ** 2).sum() / 2)
 

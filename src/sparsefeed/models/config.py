@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from sparsefeed.etl.spec import Frozen, Name
 
-__all__ = ["ColdStart", "ModelConfig", "Sharding", "TrainConfig", "Validation"]
+__all__ = ["CalibrationKind", "ColdStart", "ModelConfig", "Sharding", "TrainConfig", "Validation"]
 
 Sharding = Literal["table_wise", "row_wise", "column_wise", "data_parallel"]
+CalibrationKind = Literal["platt", "isotonic", "none"]
 
 
 class ModelConfig(Frozen):

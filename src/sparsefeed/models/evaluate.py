@@ -26,6 +26,7 @@ from sparsefeed.etl.ids.id_map import FIRST_TAIL_ROW
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models import baselines, metrics, slices
 from sparsefeed.models.calibration import Calibration
+from sparsefeed.models.config import CalibrationKind
 from sparsefeed.models.encoding import encode
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.progress import Progress, silent
@@ -117,17 +118,19 @@ def _truth(folder: Path, responses: Sequence[str], impression: NDArray[Any]) -> 
     return truth.astype(np.float64)
 
 
-def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path) -> Calibration:
-    """Platt lines from one half of the evaluation days' random sessions; the other half stays for the test.
+def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path, kind: CalibrationKind = "platt") -> Calibration:
+    """Calibration from one half of the evaluation days' random sessions; the other half stays for the test.
 
-    Days without random sessions leave the logits as they are.
+    Days without random sessions leave the logits as they are, and so does `none`, which scores nothing.
     """
+    if kind == "none":
+        return Calibration.identity(spec)
     try:
         rows, logits = _scored(spec, scorer, data, None)
     except NoRandomRowError:
         return Calibration.identity(spec)
     half = _calibration_half(rows)
-    return Calibration.fit(spec, logits[half], rows.labels[half])
+    return Calibration.fit(spec, logits[half], rows.labels[half], kind=kind)
 
 
 def _calibration_half(rows: EvaluationRows) -> NDArray[np.bool_]:
@@ -172,6 +175,7 @@ def evaluate(
     progress: Progress = silent,
     against: Sequence[Baseline] = ("lightgbm",),
     num_parameters: int = 2**20,
+    calibration: CalibrationKind = "platt",
 ) -> dict[str, Any]:
     """Quality of every model and baseline per response, as plain data for JSON.
 
@@ -184,6 +188,7 @@ def evaluate(
         against: baselines beside the constant: a line, a plain net or trees on the dense features, or trees that have
             the ids of `id` features, too, target-encoded out of fold; all fitted with the rows' weights.
         num_parameters: of the net, about (baselines.mlp).
+        calibration: how the first model is calibrated (Calibration.fit).
 
     Returns:
         `responses`: response -> model -> metrics; `calibrated`: the first model's; `compared`: the first model and the
@@ -199,7 +204,7 @@ def evaluate(
         rows, logits = _scored(spec, scorer, data, truth)
         probabilities[name] = Calibration.identity(spec).probability(logits)
         if not calibrated:
-            calibrated = _calibrated(spec, rows, logits)
+            calibrated = _calibrated(spec, rows, logits, calibration)
     assert rows is not None, "evaluate needs a model"
     dense, labels, weights, ids = _trained_on(spec, data)
     threads = len(os.sched_getaffinity(0))
@@ -288,9 +293,9 @@ def _metrics(labels: NDArray[Any], p: NDArray[np.float64], members: NDArray[np.i
     }
 
 
-def _calibrated(spec: FeedSpec, rows: EvaluationRows, logits: Floats) -> dict[str, Any]:
+def _calibrated(spec: FeedSpec, rows: EvaluationRows, logits: Floats, kind: CalibrationKind) -> dict[str, Any]:
     half = _calibration_half(rows)
-    calibration = Calibration.fit(spec, logits[half], rows.labels[half])
+    calibration = Calibration.fit(spec, logits[half], rows.labels[half], kind=kind)
     p = calibration.probability(logits[~half]).astype(np.float64)
     labels = (rows.labels if rows.truth is None else rows.truth)[~half]
     members = _members(spec, rows.ids, len(rows.labels))[~half]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
-from sparsefeed.models.calibration import MAX_LOGIT, Calibration
+from sparsefeed.models.calibration import MAX_LOGIT, Calibration, Isotonic
 from sparsefeed.models.dense import DenseModel
+from sparsefeed.models.isotonic import MAX_KNOTS
 
 __all__ = ["export_dense", "input_names"]
 
@@ -82,6 +84,17 @@ class _Served(nn.Module):
         scale, shift = (torch.from_numpy(line) for line in calibration.lines())
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
+        curves = {r: one for r, one in enumerate(calibration.responses.values()) if isinstance(one, Isotonic)}
+        self.curved = bool(curves)  # without any the graph has no node for them
+        # [R, S] each, S segments; of a line they stand unused.
+        segments = np.zeros((3, len(scale), MAX_KNOTS - 1), np.float32)
+        for r, curve in curves.items():
+            segments[:, r] = curve.segments()
+        for name, values in zip(("low", "high", "slope"), segments, strict=True):
+            self.register_buffer(name, torch.from_numpy(values))
+        first = [curves[r].values[0] if r in curves else 0.0 for r in range(len(scale))]
+        self.register_buffer("first", torch.tensor(first, dtype=torch.float32))
+        self.register_buffer("has_curve", torch.tensor([r in curves for r in range(len(scale))]))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         given = dict(zip(self.names, inputs, strict=True))
@@ -103,7 +116,13 @@ class _Served(nn.Module):
         none = member_index.new_zeros((num_candidates, 0), dtype=torch.float32)
         member_dense = per_candidate(given["member_dense"], "member") if "member_dense" in given else none
         logits_nR = self.model(pooled, member_dense, given.get("candidate_dense", none))
-        return torch.sigmoid((logits_nR * self.scale + self.shift).clamp(-MAX_LOGIT, MAX_LOGIT))
+        calibrated_nR = logits_nR * self.scale + self.shift
+        if self.curved:
+            # Isotonic.segments; arithmetic alone, for a search of the segment has no operator in ONNX.
+            inside_nRS = torch.minimum(torch.maximum(logits_nR.unsqueeze(2), self.low), self.high)
+            curve_nR = self.first + ((inside_nRS - self.low) * self.slope).sum(dim=2)
+            calibrated_nR = torch.where(self.has_curve, curve_nR, calibrated_nR)
+        return torch.sigmoid(calibrated_nR.clamp(-MAX_LOGIT, MAX_LOGIT))
 
 
 def _example(spec: FeedSpec) -> dict[str, Tensor]:

@@ -222,7 +222,9 @@ def evaluate_models(
     dense, tables = load_model(next(iter(checkpoints.values())), spec)
     num_parameters = sum(one.numel() for one in dense.parameters()) + sum(table.size for table in tables.values())
     known = truth if truth.exists() else None
-    result = evaluate(spec, workspace.etl, scorers, known, progress, against, num_parameters)
+    result = evaluate(
+        spec, workspace.etl, scorers, known, progress, against, num_parameters, recipe.serving.calibration
+    )
     result["checkpoints"] = {weights: identity(path) for weights, path in checkpoints.items()}
     write_json(workspace.evaluation, result)
     return result
@@ -264,7 +266,7 @@ def export_serving(
         workspace.etl,
         workspace.bundles,
         row_format=recipe.serving.row_format,
-        calibration=fit_calibration(spec, Scorer(spec, checkpoint), workspace.etl),
+        calibration=fit_calibration(spec, Scorer(spec, checkpoint), workspace.etl, recipe.serving.calibration),
         metrics=_metrics(workspace, recipe.train.weights, checkpoint),
         check=check if budgeted else None,
         progress=progress,

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sparsefeed.etl.spec import Frozen
+from sparsefeed.models.config import CalibrationKind
 
 __all__ = ["Instances", "ServingConfig"]
 
@@ -23,6 +24,7 @@ class ServingConfig(Frozen):
     """How a bundle is served; what is served stands in the bundle itself."""
 
     row_format: Literal["fp32", "fp16", "int8"] = "fp32"  # of the embedding rows, as the bundle is written
+    calibration: CalibrationKind = "platt"  # baked into dense.onnx; isotonic: where it beats a line
     max_candidates: int = Field(default=1000, ge=1, le=100_000)  # posts per request
     instances: Instances = Instances()
     dense_threads: int = Field(default=1, ge=1, le=256)  # of onnxruntime, per instance

@@ -16,12 +16,10 @@ Each file may as well be parquet with the same columns. docs/howto/real_logs.md 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -29,20 +27,17 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sparsefeed.errors import BadFileError, DataError, did_you_mean
+from sparsefeed.errors import DataError
+from sparsefeed.etl.published_file import SUFFIXES, find, find_one, read, read_whole
 from sparsefeed.progress import Progress, silent
 
 __all__ = ["DatasetName", "LogsSummary", "write_logs"]
 
 DatasetName = Literal["kuairand", "obd", "movielens"]
 FORMAT = 1  # of the folder: raised when the same files would give other logs
-_BLOCK_BYTES = 1 << 25  # of CSV, read and written at once
-_BLOCK_ROWS = 1 << 19  # of parquet
-_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _DAY_MS = 86_400_000
 _CHINA_MS = 8 * 3_600_000  # KuaiRand's dates are of UTC+8
 
@@ -152,88 +147,6 @@ class _DayFiles:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def _find(source: Path, *patterns: str, what: str) -> list[Path]:
-    """Files of the first pattern that has some, below the folder or its `data/`; a pattern names no suffix."""
-    for pattern in patterns:
-        for folder in (source, source / "data"):
-            found = sorted(path for suffix in _SUFFIXES for path in folder.glob(pattern + suffix))
-            if found:
-                return found
-    names = " or ".join(f"{pattern}.csv" for pattern in patterns)
-    raise DataError(f"{source}: no {names} ({what}), as .csv, .csv.gz or .parquet; give the folder that holds it")
-
-
-def _one(source: Path, *patterns: str, what: str) -> Path:
-    found = _find(source, *patterns, what=what)
-    if len(found) > 1:
-        raise DataError(f"{source}: {', '.join(f.name for f in found)} are there, one is read ({what}); leave one")
-    return found[0]
-
-
-def _read(path: Path, columns: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
-    """Blocks of some columns of a CSV or parquet file, cast to these types; an id that pandas wrote as 4.0 is 4."""
-    with _named(path):
-        names = _names(path)
-    for name in columns:
-        if name not in names:
-            raise DataError(f'{path}: column "{name}" is missing{did_you_mean(name, names)}; take the published file')
-    blocks = _parquet(path, list(columns)) if path.suffix == ".parquet" else _csv(path, columns)
-    while True:
-        with _named(path):
-            block = next(blocks, None)
-            if block is None:
-                return
-            cast = [_cast(block[name], kind) for name, kind in columns.items()]
-        yield pa.table(cast, names=list(columns))
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadFileError(path, f"cannot be read: {error}; unpack or download it again") from error
-
-
-def _names(path: Path) -> list[str]:
-    if path.suffix == ".parquet":
-        return list(pq.read_schema(path).names)
-    with pa.input_stream(str(path)) as stream:  # which looks into .gz
-        head = stream.read(1 << 16).decode("utf-8-sig", errors="ignore")
-    return next(csv.reader(io.StringIO(head)), [])
-
-
-def _parquet(path: Path, columns: list[str]) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_BLOCK_ROWS, columns=columns):
-            yield pa.Table.from_batches([batch])
-
-
-def _csv(path: Path, columns: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
-    options = pacsv.ConvertOptions(
-        column_types=dict(columns),
-        include_columns=list(columns),
-        strings_can_be_null=True,
-        null_values=["", "nan", "NaN"],
-    )
-    with pacsv.open_csv(path, pacsv.ReadOptions(block_size=_BLOCK_BYTES), convert_options=options) as reader:
-        for batch in reader:
-            yield pa.Table.from_batches([batch])
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)  # pandas' null
-    column = column.cast(kind, safe=not pa.types.is_timestamp(column.type))  # of nanoseconds, microseconds are enough
-    return pc.replace_substring_regex(column, r"^(-?\d+)\.0$", r"\1") if kind == _ID else column
-
-
-def _whole(path: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
-    """All of a file, in one piece."""
-    empty = pa.schema(list(columns.items())).empty_table()
-    return pa.concat_tables([empty, *_read(path, columns)]).combine_chunks()
-
-
 def _of(key: pa.ChunkedArray, features: pa.Table, named: str) -> dict[str, pa.ChunkedArray]:
     """Columns of a table of features for each key, null where it has no row."""
     row = pc.index_in(key, features[named].combine_chunks())
@@ -292,20 +205,20 @@ def _kuairand(source: Path) -> _Sources:
     A cut of the standard log may lie there as `policy_*`, with what was watched before it as `user_history_*`
     (`user_id, last_time_ms, watch_seq, like_seq, long_watch_seq`, the last entry the latest): see `_watched`.
     """
-    logs = _find(source, "log_standard_*", "policy_*", what="impressions")
-    users = _one(source, "user_features_*", what="features of users")
-    videos = _one(source, "video_features_basic_*", what="features of videos")
+    logs = find(source, "log_standard_*", "policy_*", what="impressions")
+    users = find_one(source, "user_features_*", what="features of users")
+    videos = find_one(source, "video_features_basic_*", what="features of videos")
     histories = []
     if logs[0].name.startswith("policy_"):
-        histories = [path for suffix in _SUFFIXES[2:] for path in sorted(source.glob(f"user_history_*{suffix}"))]
+        histories = [path for suffix in SUFFIXES[2:] for path in sorted(source.glob(f"user_history_*{suffix}"))]
 
     def blocks() -> Iterator[_Block]:
-        of_user, of_video = _whole(users, _USER), _whole(videos, _VIDEO)
+        of_user, of_video = read_whole(users, _USER), read_whole(videos, _VIDEO)
         for path in histories:
-            for block in _read(path, _HISTORY):
+            for block in read(path, _HISTORY):
                 yield path, *_shown(_watched(block), of_user, of_video)
         for path in logs:
-            for block in _read(path, _SHOWN):
+            for block in read(path, _SHOWN):
                 yield path, *_shown(block, of_user, of_video)
 
     return _Sources((*histories, *logs, users, videos), blocks)
@@ -393,10 +306,10 @@ def _obd(source: Path) -> _Sources:
     for campaign in _CAMPAIGNS:
         for policy in _POLICIES:
             names = (f"{policy}/{campaign}/{campaign}", f"{policy}/{campaign}", f"{policy}_{campaign}")
-            if any((source / f"{name}{suffix}").exists() for name in names for suffix in _SUFFIXES):
-                logs[policy, campaign] = _one(source, *names, what=f"impressions of {policy}, {campaign}")
+            if any((source / f"{name}{suffix}").exists() for name in names for suffix in SUFFIXES):
+                logs[policy, campaign] = find_one(source, *names, what=f"impressions of {policy}, {campaign}")
                 context = (f"{policy}/{campaign}/item_context", f"items_{campaign}")
-                items[campaign] = items.get(campaign) or _one(source, *context, what=f"items of {campaign}")
+                items[campaign] = items.get(campaign) or find_one(source, *context, what=f"items of {campaign}")
     for policy in _POLICIES:
         if not any(found == policy for found, _ in logs):
             raise DataError(
@@ -405,10 +318,10 @@ def _obd(source: Path) -> _Sources:
             )
 
     def blocks() -> Iterator[_Block]:
-        of_item = {campaign: _whole(path, _ITEM) for campaign, path in items.items()}
+        of_item = {campaign: read_whole(path, _ITEM) for campaign, path in items.items()}
         for (policy, campaign), path in logs.items():
             first = 0
-            for block in _read(path, _RECOMMENDED):
+            for block in read(path, _RECOMMENDED):
                 yield path, *_recommended(block, policy, campaign, first, of_item[campaign])
                 first += len(block)
 
@@ -449,14 +362,14 @@ def _movielens(source: Path) -> _Sources:
     among movies that a member chose to rate, and there is nothing that weights could correct. Days would be ten
     thousand folders; a folder holds a month and is named by its first day.
     """
-    ratings, movies = _one(source, "ratings", what="ratings"), _one(source, "movies", what="movies")
+    ratings, movies = find_one(source, "ratings", what="ratings"), find_one(source, "movies", what="movies")
 
     def blocks() -> Iterator[_Block]:
-        listed = _whole(movies, _MOVIE)
+        listed = read_whole(movies, _MOVIE)
         year = pc.struct_field(pc.extract_regex(listed["title"], r"\((?P<year>\d{4})\)\s*$"), "year").cast(_NUMBER)
         genres = pc.split_pattern(listed["genres"], "|")
         of_movie = pa.table({"movieId": listed["movieId"], "genres": genres, "released": year})
-        for block in _read(ratings, _RATING):
+        for block in read(ratings, _RATING):
             time_ms = pc.multiply(block["timestamp"], 1000)
             columns = {
                 "impression_id": _joined(block["userId"], block["movieId"], block["timestamp"]),

@@ -42,11 +42,7 @@ LogsFolder = Annotated[
     str | None, typer.Option("--logs", help="Your own logs, a folder or URL; default: the workspace's.")
 ]
 Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.")]
-
-
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
-
 ScaleName = Annotated[Scale | None, typer.Option("--scale", help="Of the simulated feed; default: the recipe's.")]
 _TINY, _ARTIFACTS = "tiny", Path("artifacts")
 

@@ -85,16 +85,20 @@ class _Served(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
         curves = {r: one for r, one in enumerate(calibration.responses.values()) if isinstance(one, Isotonic)}
-        self.curved = bool(curves)  # without any the graph has no node for them
+        self.curved = bool(curves)
+        if curves:  # without any the graph is, to the byte, one without these
+            self._hold(curves, len(scale))
+
+    def _hold(self, curves: dict[int, Isotonic], num_responses: int) -> None:
         # [R, S] each, S segments; of a line they stand unused.
-        segments = np.zeros((3, len(scale), MAX_KNOTS - 1), np.float32)
+        segments = np.zeros((3, num_responses, MAX_KNOTS - 1), np.float32)
+        first = np.zeros(num_responses, np.float32)
         for r, curve in curves.items():
-            segments[:, r] = curve.segments()
+            segments[:, r], first[r] = curve.segments(), curve.values[0]
         for name, values in zip(("low", "high", "slope"), segments, strict=True):
             self.register_buffer(name, torch.from_numpy(values))
-        first = [curves[r].values[0] if r in curves else 0.0 for r in range(len(scale))]
-        self.register_buffer("first", torch.tensor(first, dtype=torch.float32))
-        self.register_buffer("has_curve", torch.tensor([r in curves for r in range(len(scale))]))
+        self.register_buffer("first", torch.from_numpy(first))
+        self.register_buffer("has_curve", torch.tensor([r in curves for r in range(num_responses)]))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         given = dict(zip(self.names, inputs, strict=True))

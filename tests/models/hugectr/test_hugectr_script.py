@@ -76,14 +76,15 @@ def test_every_recipe_and_plan_runs_on_any_number_of_hosts(
 ) -> None:
     loaded = load_recipe(recipe, None)
     data = described(tmp_path / "etl", loaded.feed)
-    asked = {table.name: sharding for table in loaded.feed.tables if sharding and gpus > 1}
+    tables = [table for table in loaded.feed.tables if sharding != "column_wise" or table.dim % 8 == 0]  # cut in halves
+    asked = {table.name: sharding for table in tables if sharding and gpus > 1}
     plan = plan_of(loaded.feed, data, gpus, loaded.model, **asked)
     graph = script(data, plan, release=release)
     assert [len(host) for host in graph.solver["vvgpu"]] == [gpus // hosts] * hosts
     assert graph.solver["batchsize"] == plan.batch_size
     assert graph.solver["max_eval_batches"] == min(100, 10_000 // plan.batch_size)
-    tables = {name: table["max_vocabulary_size"] for name, table in graph.tables.items()}
-    assert tables == {table.name: 1 << 10 for table in loaded.feed.tables}
+    rows = {name: table["max_vocabulary_size"] for name, table in graph.tables.items()}
+    assert rows == {table.name: 1 << 10 for table in loaded.feed.tables}
     assert sorted({lookup["bottom_name"] for lookup in graph.lookups} - {f.name for f in loaded.feed.lookups}) == [
         f"_padding_{name}" for name in sorted(padded_tables(loaded.feed))
     ]

@@ -10,6 +10,7 @@ true of the posts would tell half of what a member wants (docs/log.md).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from sparsefeed.models.store.rows import dequantise, quantise
 from sparsefeed.models.torchrec.checkpoint import load_tables
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.workflows.console import stage
-from sparsefeed.workflows.recipe import Recipe
-from sparsefeed.workflows.stages import evaluate_models, prepare, simulate_logs, train_model
+from sparsefeed.workflows.recipe import Recipe, load_recipe
+from sparsefeed.workflows.stages import evaluate_models, prepare, published_logs, simulate_logs, train_model
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["quality"]
@@ -42,7 +43,7 @@ BASELINES: dict[Baseline, str] = {
     "mlp": "MLP without ids",
 }
 NAMES = {**BASELINES, "constant": "constant", "none": "no weights"}
-TREES = ("lightgbm", "lightgbm_ids")
+TREES: tuple[Baseline, ...] = ("lightgbm", "lightgbm_ids")
 DRAWN, KNOWABLE = "the drawn probabilities", "what a request can tell"
 ALL = "all responses"
 Values = Mapping[tuple[str, str, str], list[float]]  # (response, model, metric) -> by seed
@@ -59,7 +60,27 @@ def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]
             for key, value in _measure(own, Workspace(workspace.root.parent / "quality" / str(seed)), progress).items():
                 found.setdefault(key, []).append(value)
     responses = [response.name for response in recipe.feed.responses]
-    return [row for response in responses for row in _rows(record, response, found)] + [_int8(record, found)]
+    rows = [row for response in responses for row in _rows(record, response, found)] + [_int8(record, found)]
+    return rows + _kuairand(record, Workspace(workspace.root.parent / "quality" / "kuairand"))
+
+
+def _kuairand(record: Recorder, workspace: Workspace) -> list[Row]:
+    """The recipe `kuairand` on a folder kuairand* of SPARSEFEED_DATA, where there is one; observed, not expected."""
+    folders = sorted(Path(os.environ.get("SPARSEFEED_DATA", "")).glob("kuairand*/policy_*"))
+    if not folders or "SPARSEFEED_DATA" not in os.environ:
+        return []
+    recipe = load_recipe("kuairand")
+    with stage("KuaiRand") as progress:
+        published_logs("kuairand", folders[0].parent, workspace, progress)
+        prepare(recipe, workspace)
+        train_model(recipe, workspace)
+        result = evaluate_models(recipe, workspace, progress, TREES)
+    return [
+        record.row(f"KuaiRand, {response}", metric, models["none"][metric], "", BASELINES[trees], models[trees][metric])
+        for response, models in result["responses"].items()
+        for trees in TREES
+        for metric in ("auc", "log_loss")
+    ]
 
 
 def _measure(recipe: Recipe, workspace: Workspace, progress: Any) -> dict[tuple[str, str, str], float]:

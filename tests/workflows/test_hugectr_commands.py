@@ -104,7 +104,7 @@ def test_from_logs_to_a_bundle_and_back(
         (("export", "--from", "torchrec", "run"), "got torchrec; allowed: hugectr DIR"),
         (("export", "--from", "other", "run"), "'other' is not one of"),
         (("export", "--plan", "plan.json"), "says how --for cuts columns"),
-        (("export", "--for", "hugectr", "weights", "--hps", "hps"), "writes no bundle; give --from and --hps without"),
+        (("export", "--for", "hugectr", "weights", "--hps", "hps"), "writes no bundle; leave --from, --hps and"),
         (("etl", "--for", "tensorflow"), "'tensorflow' is not one of"),
     ],
 )
@@ -119,7 +119,8 @@ def test_runs_of_another_model_and_folders_that_are_none(logs_folder: Path, tmp_
     (tmp_path / "run").mkdir()
     run = {
         "spec_digest": logs.spec().digest, "etl": "x", "step": 1, "tables": [],
-        "model": {"hidden": [7], "gate": True, "cross_layers": 2, "cross_rank": 2}, "dense_floats": 1,
+        "model": {"hidden": [7], "gate": True, "interactions": True, "cross_layers": 2, "cross_rank": 2},
+        "dense_floats": 1,
     }  # fmt: skip
     (tmp_path / "run" / "hugectr.json").write_text(json.dumps(run))
     for words, message in (
@@ -142,3 +143,20 @@ def test_a_weighted_run_is_not_taken_for_an_unweighted_model(logs_folder: Path, 
     with pytest.raises(SparsefeedError, match=r"HugeCTR's rows are weighted, the recipe says train.weights: none"):
         done(invoke("export", "--from", "hugectr", tmp_path / "run"))
     assert not Workspace(tmp_path / "work").training("none").exists()
+
+
+def test_a_run_is_not_taken_for_a_model_that_hugectr_cannot_say(
+    logs_folder: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    done(invoke("etl", "--logs", logs_folder, "--for", "hugectr"))
+    recipe = yaml.safe_load((tmp_path / "feed.yaml").read_text())
+    recipe["model"]["cross_residual"] = False
+    (tmp_path / "feed.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "run").mkdir()
+    run = {
+        "spec_digest": logs.spec().digest, "etl": "x", "step": 1, "tables": [], "dense_floats": 1,
+        "model": {"hidden": [6], "gate": True, "interactions": True, "cross_layers": 2, "cross_rank": 2},
+    }  # fmt: skip
+    (tmp_path / "run" / "hugectr.json").write_text(json.dumps(run))
+    with pytest.raises(SparsefeedError, match="trained with cross_residual True, the recipe's model has False"):
+        done(invoke("export", "--from", "hugectr", tmp_path / "run"))

@@ -89,6 +89,16 @@ def test_a_step_is_row_wise_adagrad_on_tables_and_adam_on_the_rest(etl, batches:
         np.testing.assert_allclose(values, tables.embedding_bags[name].weight.detach().numpy(), atol=1e-3)
 
 
+def test_the_loss_of_held_out_rows_is_without_dropout(etl, batches: list[Batch]) -> None:
+    model = MODEL.model_copy(update={"dropout": 0.5})
+    settings, capacities = TrainConfig(processes=1), capacity_rows(etl.spec, etl.path)
+    plan = make_plan(etl.spec, model, capacities, Topology.processes(1), 40)
+    trainer = Trainer(etl.spec, model, settings, capacities, plan, CPU)
+    first = trainer.loss(batches[0])
+    torch.testing.assert_close(trainer.loss(batches[0]), first, rtol=0, atol=0)
+    assert not torch.equal(trainer.step(batches[0], 0.0, 0.0), trainer.step(batches[0], 0.0, 0.0)), "a step has it"
+
+
 @pytest.mark.parametrize("micro_batches", [2, 3, 40, 100])
 def test_slices_of_a_batch_are_the_whole_batch(etl, batches: list[Batch], micro_batches: int) -> None:
     """More slices than rows, too; after steps of Adam and Adagrad, which divide by small gradients."""

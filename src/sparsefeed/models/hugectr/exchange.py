@@ -130,7 +130,7 @@ def from_hugectr(
     try:
         for kind in ("tables", "optimizer"):
             (partial / kind).mkdir(parents=True)
-        _put_tables(run, folder, partial, progress)
+        _put_tables(run, folder, partial, config.initial_accumulator, progress)
         save_file(_with_fresh_adam(dense), partial / "dense.safetensors")
         said = json.dumps(checkpoint.model_dump(mode="json"), indent=1) + "\n"
         (partial / "checkpoint.json").write_text(said, "utf-8")
@@ -168,6 +168,10 @@ def to_hugectr(checkpoint: Path, spec: FeedSpec, plan: Plan | None, out: Path) -
         raise TrainError(f"{out}: exists; name a folder that does not")
     dense, tables = load_model(checkpoint, spec)
     said = Checkpoint.read(checkpoint)
+    if said.model.experts > 1 or not said.model.cross_residual:
+        raise TrainError(
+            f"{checkpoint}: HugeCTR knows neither experts nor cross layers without residual; train without"
+        )
     parts = _parts(spec, plan)
     order = list(dict.fromkeys(spec.table_of(feature).name for feature in spec.lookups))
     partial = out.with_name(f".{out.name}.partial")
@@ -262,8 +266,8 @@ def _in_order(run: HugectrRun, spec: FeedSpec, folder: Path) -> list[RunTable]:
     return [by_name[name] for name, _ in declared]
 
 
-def _put_tables(run: HugectrRun, folder: Path, partial: Path, progress: Progress) -> None:
-    """The run's tables as files of a checkpoint, and optimiser states that know nothing."""
+def _put_tables(run: HugectrRun, folder: Path, partial: Path, accumulator: float, progress: Progress) -> None:
+    """The run's tables as files of a checkpoint, and optimiser states as of rows that nothing was learnt of."""
     place = folder / "embeddings"
     dumped = {table.number: table for table in read_dump(place)}
     numbers = list(range(sum(table.parts for table in run.tables)))
@@ -275,6 +279,7 @@ def _put_tables(run: HugectrRun, folder: Path, partial: Path, progress: Progress
         path = partial / "tables" / f"{table.name}.npy"
         create(path, (table.rows, table.dim))
         create(partial / "optimizer" / f"{table.name}.npy", (table.rows, 1))
+        np.load(partial / "optimizer" / f"{table.name}.npy", mmap_mode="r+")[:] = accumulator
         rows = np.load(path, mmap_mode="r+")
         put_rows(place, own, rows, table.name, progress)
         rows[0] = 0  # padding: HugeCTR has it at some value that cancels out

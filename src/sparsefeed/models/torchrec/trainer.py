@@ -148,7 +148,14 @@ class Trainer:
         return losses_R.clone()
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of this rank's rows as the model is, per response [R]."""
+        """Loss of this rank's rows as the model is, nothing dropped out, per response [R]."""
+        self._dense.eval()
+        try:
+            return self._loss(batch)
+        finally:
+            self._dense.train()
+
+    def _loss(self, batch: Batch) -> Tensor:
         with torch.no_grad(), self._autocast:
             batch = batch.to(self.device)
             pooled = self._pooling(self._tables(batch.lookups).to_dict(), batch.lookups)

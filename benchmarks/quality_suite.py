@@ -65,7 +65,7 @@ def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]
 
 
 def _kuairand(record: Recorder, workspace: Workspace) -> list[Row]:
-    """The recipe `kuairand` on a folder kuairand* of SPARSEFEED_DATA, where there is one; observed, not expected."""
+    """The recipe `kuairand` on a slice (policy_*) in a folder kuairand* of SPARSEFEED_DATA, where one is; observed."""
     folders = sorted(Path(os.environ.get("SPARSEFEED_DATA", "")).glob("kuairand*/policy_*"))
     if not folders or "SPARSEFEED_DATA" not in os.environ:
         return []

@@ -1,9 +1,10 @@
 """Isotonic calibration of one response: a rising line through at most 32 knots, from logit to calibrated logit.
 
-Notable: it does not flatten the order of candidates, as steps of pool-adjacent-violators do. Every block becomes one
-knot (centred isotonic regression: Oron and Flournoy, Statistics in Biopharmaceutical Research 9(3), 2017; after
-Zadrozny and Elkan, KDD 2002), and a block stands where the response's Platt line gives the block's mean probability,
-so that rows which are on that line give that line again.
+Notable: it rises between knots, where steps of pool-adjacent-violators are flat. Every block becomes one knot (centred
+isotonic regression: Oron and Flournoy, Statistics in Biopharmaceutical Research 9(3), 2017; after Zadrozny and Elkan,
+KDD 2002), and a block stands where the response's Platt line gives the block's mean probability, so that rows which are
+on that line give that line again. It may still tie candidates: those beyond the outermost logits it was fitted on, and
+those between two knots that the refit brought to one value.
 """
 
 from __future__ import annotations

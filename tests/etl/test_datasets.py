@@ -310,6 +310,14 @@ def test_a_cut_of_kuairand_begins_with_what_was_watched_before_it(tmp_path: Path
 # What goes wrong ---------------------------------------------------------------------------------------------------
 
 
+def test_a_file_that_lies_there_in_two_forms_is_not_read_twice(tmp_path: Path) -> None:
+    source = kuairand(tmp_path / "published")
+    log = source / "data" / "log_standard_4_22_to_5_08_pure.csv"
+    log.with_suffix(".csv.gz").write_bytes(gzip.compress(log.read_bytes()))
+    with pytest.raises(DataError, match=r"log_standard_4_22_to_5_08_pure\.csv.*: lies there in another form, too"):
+        write_logs("kuairand", source, tmp_path / "logs")
+
+
 @pytest.mark.parametrize(
     ("dataset", "gone", "message"),
     [
@@ -396,10 +404,16 @@ def test_a_value_of_another_kind_and_a_file_that_is_none_are_named(tmp_path: Pat
     with pytest.raises(DataError, match=r"published: there is no row in ratings\.csv, movies\.csv"):
         write_logs("movielens", source, tmp_path / "logs")
     (source / "ratings.csv.gz").write_bytes(gzip.compress(whole.encode()))
-    with pytest.raises(
-        DataError, match=r"ratings\.csv, ratings\.csv\.gz are there, one is read \(ratings\); leave one"
-    ):
+    with pytest.raises(DataError, match=r"ratings\.csv: lies there in another form, too; each row would count twice"):
         write_logs("movielens", source, tmp_path / "logs")
+
+
+def test_of_features_one_file_is_read(tmp_path: Path) -> None:
+    source = kuairand(tmp_path / "published")
+    csv(source / "data" / "user_features_1k.csv", kuairand_users())
+    told = r"user_features_1k\.csv, user_features_pure\.csv are there, one is read \(.*\); leave one"
+    with pytest.raises(DataError, match=told):
+        write_logs("kuairand", source, tmp_path / "logs")
     with pytest.raises(DataError, match=r"nowhere: no such folder; give the one that the data set was unpacked to"):
         write_logs("movielens", tmp_path / "nowhere", tmp_path / "logs")
 

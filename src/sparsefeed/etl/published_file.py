@@ -27,10 +27,14 @@ def find(source: Path, *patterns: str, what: str) -> list[Path]:
     for pattern in patterns:
         for folder in (source, source / "data"):
             found = sorted(path for suffix in SUFFIXES for path in folder.glob(pattern + suffix))
+            names = [(path.parent, path.name.split(".")[0]) for path in found]
+            for path, name in zip(found, names, strict=True):
+                if names.count(name) > 1:
+                    raise DataError(f"{path}: lies there in another form, too; each row would count twice: leave one")
             if found:
                 return found
-    names = " or ".join(f"{pattern}.csv" for pattern in patterns)
-    raise DataError(f"{source}: no {names} ({what}), as .csv, .csv.gz or .parquet; give the folder that holds it")
+    wanted = " or ".join(f"{pattern}.csv" for pattern in patterns)
+    raise DataError(f"{source}: no {wanted} ({what}), as .csv, .csv.gz or .parquet; give the folder that holds it")
 
 
 def find_one(source: Path, *patterns: str, what: str) -> Path:

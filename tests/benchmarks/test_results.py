@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = ("python benchmarks/run.py", "python benchmarks/ablations.py", "python benchmarks/gpu_")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import results  # noqa: E402
@@ -28,7 +29,7 @@ def test_the_readmes_figures_are_those_of_the_results() -> None:
 def test_every_tracked_row_can_be_read_and_names_its_command() -> None:
     rows = results.read()
     assert rows
-    assert all(r.command.startswith(("python benchmarks/run.py", "python benchmarks/gpu_")) for r in rows)
+    assert all(r.command.startswith(COMMANDS) for r in rows)
     assert all(r.ratio is None or r.ratio == pytest.approx(r.value / (r.peer_value or 0), rel=1e-4) for r in rows)
 
 

@@ -1,9 +1,10 @@
 """Calibration per response: probability = sigmoid(scale * logit + shift), or of an isotonic curve of the logit.
 
-Notable: a response keeps scale 1 and shift 0 unless its rows speak against them (a likelihood-ratio test), since
-a line through few positives is worse than none. Fitted by Newton's method with a prior as strong as about one row
-at the identity, so that it always has one answer: separable rows give finite numbers. Likewise it keeps the line
-unless the curve is better on rows that neither was fitted on.
+Notable: a response is shifted, and keeps scale 1 unless its rows speak against that (a likelihood-ratio test), since
+a slope through few positives is worse than none. Fitted by Newton's method with a prior as strong as about one row at
+the identity, so that it always has one answer: separable rows give finite numbers; and one that holds back shifts that
+a few positives ask for, without a pull on large ones (Huber's). Likewise it keeps the line unless the curve is better
+on rows that neither was fitted on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from sparsefeed.models.isotonic import MAX_LOGIT, Isotonic, fit_isotonic
 __all__ = ["MAX_LOGIT", "Calibration", "Isotonic", "Platt"]
 
 _NEWTON_STEPS = 50
-_SPEAKS_AGAINST = 9.21  # 99 % point of chi-squared with 2 degrees of freedom (scale and shift)
+_SPEAKS_AGAINST = 6.63  # 99 % point of chi-squared with 1 degree of freedom (scale)
+_SHIFT_PRECISION = 16.0  # of the prior of small shifts: a standard deviation of 0.25, about sixteen positives
+_LARGE_SHIFT = 0.25  # beyond it the prior grows linearly
 _FOLDS = 5
 _STANDARD_ERRORS = 2.33  # 99 % point of the normal distribution
 
@@ -76,10 +79,9 @@ class Calibration(Frozen):
     ) -> Calibration:
         """Fit on rows the model was not trained on; all arrays [n, R].
 
-        `platt`: the identity stays where 1 % evidence fails. `isotonic`: a response has a curve where, in five folds,
-        the curve's log loss on the fold left out is less than that of the identity and of the line, by more than 2.33
-        standard errors of the difference, rows taken as independent; else its line or the identity. `none`: the
-        identity.
+        `platt`: a shift, and a scale where 1 % evidence speaks for one. `isotonic`: a response has a curve where, in
+        five folds, the curve's log loss on the fold left out is less than that of the identity and of the line, by more
+        than 2.33 standard errors of the difference, rows taken as independent; else its line. `none`: the identity.
 
         Raises:
             DataError: The arrays do not agree, a logit or weight is not finite, a label is none, or a weight negative.
@@ -158,27 +160,39 @@ def _line_or_curve(z: Floats, y: Floats, w: Floats) -> Platt | Isotonic:
 
 
 def _platt(z: Floats, y: Floats, w: Floats) -> Platt:
-    design = np.stack([z, np.ones_like(z)], axis=1)
-    identity = np.array([1.0, 0.0])
+    # Around the middle of the logits a scale is little correlated with a shift.
+    middle = float((w * z).sum() / max(w.sum(), 1e-300))
+    shifted, loss_shifted = _newton(z, np.ones((len(z), 1)), y, w)
+    line, loss = _newton(z, np.stack([z - middle, np.ones_like(z)], axis=1), y, w)
+    if 2 * (loss_shifted - loss) < _SPEAKS_AGAINST:
+        return Platt(shift=float(shifted[0]))
+    return Platt(scale=float(1 + line[0]), shift=float(line[1] - line[0] * middle))
 
-    def objective(line: Floats) -> float:
-        logit = design @ line
-        return float((w * (np.logaddexp(0, logit) - y * logit)).sum() + ((line - identity) ** 2).sum() / 2)
 
-    line, value = identity, objective(identity)
+def _newton(z: Floats, design: Floats, y: Floats, w: Floats) -> tuple[Floats, float]:
+    """The change of `z` by columns of `design`, the last of ones, that minimises the weighted log loss; and that."""
+
+    def objective(change: Floats) -> float:
+        logit, shift = z + design @ change, abs(change[-1])
+        small = min(shift, _LARGE_SHIFT)
+        huber = _SHIFT_PRECISION * small * (shift - small / 2)
+        return float((w * (np.logaddexp(0, logit) - y * logit)).sum() + (change**2).sum() / 2 + huber)
+
+    change = np.zeros(design.shape[1])
+    value = objective(change)
     for _ in range(_NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(design @ line, -500, 500)))
-        gradient = design.T @ (w * (p - y)) + (line - identity)
-        hessian = (design.T * (w * p * (1 - p))) @ design + np.eye(2)
+        p = 1 / (1 + np.exp(-np.clip(z + design @ change, -500, 500)))
+        gradient = design.T @ (w * (p - y)) + change
+        gradient[-1] += _SHIFT_PRECISION * np.clip(change[-1], -_LARGE_SHIFT, _LARGE_SHIFT)
+        hessian = (design.T * (w * p * (1 - p))) @ design + np.eye(len(change))
+        hessian[-1, -1] += _SHIFT_PRECISION * (abs(change[-1]) < _LARGE_SHIFT)
         step = np.linalg.solve(hessian, gradient)
         # The objective is convex, but a full Newton step may overshoot far from the minimum: halve until it descends.
         share = 1.0
-        while (new_value := objective(line - share * step)) > value and share > 1e-10:
+        while (new_value := objective(change - share * step)) > value and share > 1e-10:
             share /= 2
-        line, done = line - share * step, value - new_value <= 1e-12 * abs(value)
+        change, done = change - share * step, value - new_value <= 1e-12 * abs(value)
         value = new_value
         if done:
             break
-    if 2 * (objective(identity) - value) < _SPEAKS_AGAINST:
-        return Platt()
-    return Platt(scale=float(line[0]), shift=float(line[1]))
+    return change, value

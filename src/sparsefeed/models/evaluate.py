@@ -119,7 +119,7 @@ def _truth(folder: Path, responses: Sequence[str], impression: NDArray[Any]) -> 
 
 
 def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path, kind: CalibrationKind = "platt") -> Calibration:
-    """Calibration from one half of the evaluation days' random sessions; the other half stays for the test.
+    """Calibration from the evaluation days' random sessions, all of them; `evaluate` says what it is worth on others.
 
     Days without random sessions leave the logits as they are, and so does `none`, which scores nothing.
     """
@@ -129,11 +129,10 @@ def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path, kind: Calibratio
         rows, logits = _scored(spec, scorer, data, None)
     except NoRandomRowError:
         return Calibration.identity(spec)
-    half = _calibration_half(rows)
-    return Calibration.fit(spec, logits[half], rows.labels[half], kind=kind)
+    return Calibration.fit(spec, logits, rows.labels, kind=kind)
 
 
-def _calibration_half(rows: EvaluationRows) -> NDArray[np.bool_]:
+def _half(rows: EvaluationRows) -> NDArray[np.bool_]:
     # Drawn, not alternating: rows of a session stand in the order of their positions.
     return np.random.default_rng(0).random(len(rows.labels)) < 0.5
 
@@ -182,7 +181,8 @@ def evaluate(
     Args:
         spec: the declaration.
         data: the ETL folder.
-        scorers: name of the model -> its scorer; the first is also reported calibrated, on the half not calibrated on.
+        scorers: name of the model -> its scorer; the first is also reported calibrated, each half of the rows by a
+            calibration of the other.
         truth: the simulator's truth folder, if there is one.
         progress: told model by model.
         against: baselines beside the constant: a line, a plain net or trees on the dense features, or trees that have
@@ -294,9 +294,11 @@ def _metrics(labels: NDArray[Any], p: NDArray[np.float64], members: NDArray[np.i
 
 
 def _calibrated(spec: FeedSpec, rows: EvaluationRows, logits: Floats, kind: CalibrationKind) -> dict[str, Any]:
-    half = _calibration_half(rows)
-    calibration = Calibration.fit(spec, logits[half], rows.labels[half], kind=kind)
-    p = calibration.probability(logits[~half]).astype(np.float64)
-    labels = (rows.labels if rows.truth is None else rows.truth)[~half]
-    members = _members(spec, rows.ids, len(rows.labels))[~half]
+    """Every row by a calibration of the half that it is not in: what one of all rows does on rows it has not seen."""
+    half = _half(rows)
+    p = np.empty(logits.shape, np.float64)
+    for part in (half, ~half):
+        p[part] = Calibration.fit(spec, logits[~part], rows.labels[~part], kind=kind).probability(logits[part])
+    labels = rows.labels if rows.truth is None else rows.truth
+    members = _members(spec, rows.ids, len(rows.labels))
     return {r.name: _metrics(labels[:, i], p[:, i], members) for i, r in enumerate(spec.responses)}

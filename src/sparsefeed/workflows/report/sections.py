@@ -208,8 +208,8 @@ def _quality(run: Run) -> Section:
         )
     if evaluation.calibrated:
         text.append(
-            "“Calibrated” is the first model after the recipe’s calibration was fitted on one half of these "
-            "impressions, measured on the other half."
+            "“Calibrated” is the first model after the recipe’s calibration: each half of these impressions by one "
+            "that was fitted on the other half."
         )
     parts = [
         Part(plots.models_compared(evaluation.best_known)),

@@ -15,18 +15,21 @@ import pytest
 from sparsefeed.errors import DataError, SpecError, TrainError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids import IdMap, Inverse
+from sparsefeed.models import metrics
 from sparsefeed.models.bundle import open_version
 from sparsefeed.models.config import ColdStart, ModelConfig, TrainConfig
 from sparsefeed.models.delta import apply_delta, read_changes, write_delta
+from sparsefeed.models.evaluate import read_rows
 from sparsefeed.models.export import export_bundle
 from sparsefeed.models.store.store import ParameterStore
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, load_tables
 from sparsefeed.models.torchrec.cold_start import first_rows
-from sparsefeed.models.torchrec.columns import num_rows
+from sparsefeed.models.torchrec.columns import Rows, num_rows, open_split, read_part
+from sparsefeed.models.torchrec.earlier_ids import earlier_rows
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.models.torchrec.train import train
 from sparsefeed.workflows.recipe import Recipe
-from sparsefeed.workflows.stages import add_day, prepare, train_day, train_model
+from sparsefeed.workflows.stages import add_day, evaluate_day, prepare, train_day, train_model
 from sparsefeed.workflows.workspace import Workspace
 from tests import logs
 
@@ -117,6 +120,49 @@ def test_what_a_day_changed_makes_the_bundle_that_a_whole_export_makes(workspace
         maps = [IdMap.load(bundle.ids(name)) for bundle in (version, whole)]
         strings = [f"{name[0]}{number}" for number in range(80)]
         np.testing.assert_array_equal(maps[0].encode(strings), maps[1].encode(strings))
+
+
+def test_the_ids_of_a_day_are_read_as_an_earlier_map_reads_them(workspace: Workspace) -> None:
+    chain = [workspace.etl, *(workspace.etl_days / str(day) for day in DAYS)]
+    for name, rows in earlier_rows(RECIPE.feed, chain).items():
+        first, last = (IdMap.load(folder / "ids" / name) for folder in (chain[0], chain[-1]))
+        assert len(rows) == last.num_rows
+        np.testing.assert_array_equal(rows[: first.num_rows], np.arange(first.num_rows))
+        strings = [f"{name[0]}{number}" for number in range(80)]
+        now = last.encode(strings)
+        new = now >= first.num_rows
+        np.testing.assert_array_equal(rows[now[new]], first.encode(strings)[new])
+        assert (rows[first.num_rows :] < first.first_row).all()
+    assert new_rows(workspace, "post", ColdStart())[0] < num_rows(RECIPE.feed, chain[-1])["post"]
+    with pytest.raises(DataError, match=r"2026-11-05: is no day that was added to .*etl; run"):
+        earlier_rows(RECIPE.feed, [chain[0], chain[2]])
+
+
+def test_a_day_judges_the_models_before_it_as_they_would_have_served_it(workspace: Workspace) -> None:
+    chain = [workspace.etl, *(workspace.etl_days / str(day) for day in DAYS)]
+    result = evaluate_day(RECIPE, workspace, DAYS[1])
+    assert json.loads(workspace.evaluation_day(DAYS[1]).read_text()) == result
+    assert (result["models"], result["trained_to"]) == (["refreshed", "base"], str(DAYS[0]))
+    rows = read_rows(RECIPE.feed, chain[-1] / "train", random_only=True)
+    assert result["num_rows"] == len(rows.labels) > 0
+    scorer, columns = Scorer(RECIPE.feed, checkpoint_of(workspace, None)), Rows.columns(RECIPE.feed, weights=False)
+    maps = [[IdMap.load(folder / "ids" / name) for folder in (chain[0], chain[-1])] for name in ("member", "post")]
+    assert any(early.num_rows < late.num_rows for early, late in maps)
+    capacities = dict.fromkeys(num_rows(RECIPE.feed, chain[-1]), 10**6)
+    parts = open_split(RECIPE.feed, chain[-1], "train", columns)
+    tables = [read_part(RECIPE.feed, part, (*columns, "random"), capacities) for part in parts]
+    given = Rows.from_arrow(RECIPE.feed, pa.concat_tables(tables).filter(pa.compute.field("random") == 1))
+    earlier = earlier_rows(RECIPE.feed, chain)
+    for feature in RECIPE.feed.lookups:
+        values, offsets = given.lookups[feature.name]
+        given.lookups[feature.name] = earlier[RECIPE.feed.table_of(feature).name][values], offsets
+    logits = scorer.score_rows(given)
+    np.testing.assert_array_equal(scorer.score(chain[-1] / "train", random_only=True, chain=chain), logits)
+    p = 1 / (1 + np.exp(-logits[:, 0].astype(float)))
+    assert result["responses"]["click"]["base"]["log_loss"] == pytest.approx(metrics.log_loss(rows.labels[:, 0], p))
+    assert evaluate_day(RECIPE, workspace, DAYS[0])["models"] == ["refreshed"]
+    with pytest.raises(DataError, match="day 2026-11-09 was not added"):
+        evaluate_day(RECIPE, workspace, date(2026, 11, 9))
 
 
 def new_rows(workspace: Workspace, table: str, start: ColdStart) -> tuple[int, np.ndarray]:

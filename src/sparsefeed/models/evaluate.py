@@ -31,7 +31,7 @@ from sparsefeed.models.encoding import encode
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["Baseline", "EvaluationRows", "evaluate", "fit_calibration", "read_rows"]
+__all__ = ["Baseline", "EvaluationRows", "evaluate", "evaluate_day", "fit_calibration", "read_rows"]
 
 Floats = NDArray[np.float32]
 Ids = list[NDArray[np.int64]]
@@ -243,6 +243,41 @@ def evaluate(
             for name, slicing in _slicings(spec, rows, ids)
         },
     }
+
+
+def evaluate_day(
+    spec: FeedSpec,
+    models: Mapping[str, tuple[Scorer, Sequence[Path]]],
+    truth: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Measure models that were trained before a day on that day's random sessions, as they would have served them.
+
+    Args:
+        spec: the declaration.
+        models: name -> the model, and the ETL results from the one it was trained on to the day's.
+        truth: the simulator's truth folder, if there is one.
+        progress: told model by model.
+
+    Returns:
+        `num_rows`; `models`; `responses`: response -> model -> metrics, uncalibrated, as of `evaluate`.
+
+    Raises:
+        DataError: the day has no random session, or the results are no chain.
+    """
+    (day,) = {chain[-1] for _, chain in models.values()}
+    rows = read_rows(spec, day / "train", truth, random_only=True)
+    probabilities: dict[str, Floats] = {}
+    for i, (name, (scorer, chain)) in enumerate(models.items()):
+        progress(i, len(models), f"scoring with {name}")
+        logits = scorer.score(day / "train", random_only=bool(spec.sessions), chain=chain)
+        probabilities[name] = Calibration.identity(spec).probability(logits)
+    members = _members(spec, rows.ids, len(rows.labels))
+    responses = {
+        response.name: {name: _quality(rows, members, p, r) for name, p in probabilities.items()}
+        for r, response in enumerate(spec.responses)
+    }
+    return {"num_rows": len(rows.labels), "models": list(probabilities), "responses": responses}
 
 
 def _best(responses: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:

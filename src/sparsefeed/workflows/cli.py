@@ -18,6 +18,7 @@ from sparsefeed.workflows.choices import Baseline, Dataset, OnBadFile, Scale, Vi
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
 from sparsefeed.workflows.show import (
+    curl_line,
     show_findings,
     show_io,
     show_latency,
@@ -45,6 +46,10 @@ Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 ScaleName = Annotated[Scale | None, typer.Option("--scale", help="Of the simulated feed; default: the recipe's.")]
 _TINY, _ARTIFACTS = "tiny", Path("artifacts")
+
+
+def _day(what: str) -> Any:
+    return typer.Option(formats=["%Y-%m-%d"], help=what)
 
 
 def _load(recipe: str, scale: Scale | None = None) -> Any:
@@ -98,9 +103,7 @@ def etl(
     recipe: RecipeName = _TINY,
     workspace: Root = _ARTIFACTS,
     logs: LogsFolder = None,
-    day: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Add this day of the logs to the ETL that there is.")
-    ] = None,
+    day: Annotated[datetime | None, _day("Add this day of the logs to the ETL that there is.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Tell what would be read and written, and stop.")] = False,
     on_bad_file: Annotated[
         OnBadFile | None, typer.Option(help="Stop at a file that cannot be read, or leave it out and record it.")
@@ -187,9 +190,7 @@ def train(
     recipe: RecipeName = _TINY,
     workspace: Root = _ARTIFACTS,
     weights: Annotated[Weights | None, typer.Option(help="Default: the recipe's.")] = None,
-    day: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Train this day of the ETL, from the day before.")
-    ] = None,
+    day: Annotated[datetime | None, _day("Train this day of the ETL, from the day before.")] = None,
     autotune_io: Annotated[
         bool, typer.Option("--autotune-io", help="Try how many threads read and batches wait, on the first steps.")
     ] = False,
@@ -222,12 +223,19 @@ def evaluate(
             help="A baseline; repeat for several. lightgbm_ids has encoded ids, mlp as many parameters as the model."
         ),
     ] = None,
+    day: Annotated[datetime | None, _day("On this day of the ETL: the models of days before it.")] = None,
 ) -> None:
     """Measure the model on the held-out random sessions, beside the constant and LightGBM without ids."""
-    from sparsefeed.workflows.stages import evaluate_models
+    from sparsefeed.workflows.stages import evaluate_day, evaluate_models
 
     names, loaded = [one.value for one in against or (Baseline.lightgbm,)], _load(recipe)
+    if day and against:
+        raise SparsefeedError("--against: baselines are of the held-out days; leave it out, or --day")
     with stage("eval") as progress:
+        if day:
+            result = evaluate_day(loaded, Workspace(workspace), day.date(), progress=progress)
+            show_quality(result, random=loaded.feed.sessions is not None)
+            return
         result = evaluate_models(loaded, Workspace(workspace), progress, names)
     show_quality(result, random=loaded.feed.sessions is not None)
     show_slices(result)
@@ -300,20 +308,12 @@ def serve(
         server.start()
     try:
         console.print(f"bundle {version}: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}")
-        console.print(_curl(server.http_url, models[-1]), soft_wrap=True)
+        console.print(curl_line(server.http_url, models[-1]), soft_wrap=True)
         status = server.wait()
         if status:
             raise ServeError(f"tritonserver: ended with status {status}; see {place.server_log}")
     finally:
         server.stop()
-
-
-def _curl(http_url: str, model: str) -> str:
-    def tensor(name: str, *values: str) -> dict[str, Any]:
-        return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values}
-
-    request = json.dumps({"inputs": [tensor("member_id", "MEMBER"), tensor("post_ids", "POST", "POST")]})
-    return f"curl -s http://{http_url}/v2/models/{model}/infer -d '{request}'"
 
 
 @app.command()

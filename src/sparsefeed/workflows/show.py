@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from sparsefeed.workflows.console import console
 
 __all__ = [
+    "curl_line",
     "show_findings",
     "show_io",
     "show_latency",
@@ -22,7 +24,12 @@ __all__ = [
 ]
 
 
-_NAMES = {"ips": "sparsefeed", "none": "sparsefeed, no weights"}
+_NAMES = {
+    "ips": "sparsefeed",
+    "none": "sparsefeed, no weights",
+    "refreshed": "sparsefeed, of the day before",
+    "base": "sparsefeed, no day added",
+}
 
 
 def show_findings(findings: Any) -> None:
@@ -183,3 +190,13 @@ def _verdict(tuning: Any) -> str:
         return f"the widest within {budget} is the recipe's own"
     words = ", ".join(map(str, tuning.widest.hidden))
     return f"the widest within {budget}: write it into the recipe and train: model: {{hidden: [{words}]}}"
+
+
+def curl_line(http_url: str, model: str) -> str:
+    """A request to a server's ranker, to paste into a shell."""
+
+    def tensor(name: str, *values: str) -> dict[str, Any]:
+        return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values}
+
+    request = json.dumps({"inputs": [tensor("member_id", "MEMBER"), tensor("post_ids", "POST", "POST")]})
+    return f"curl -s http://{http_url}/v2/models/{model}/infer -d '{request}'"

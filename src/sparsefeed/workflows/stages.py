@@ -24,6 +24,7 @@ from sparsefeed.workflows.workspace import Workspace
 __all__ = [
     "Weights",
     "add_day",
+    "evaluate_day",
     "evaluate_models",
     "explain_etl",
     "export_serving",
@@ -129,7 +130,6 @@ def train_day(
     Leaves a checkpoint in the workspace's `training_day`, and in `changes/` beside it what the day changed: rows and
     ids, as a delta holds them (docs/contracts/delta.md).
     """
-    from sparsefeed.etl.days import AddedDays
     from sparsefeed.models.changes import id_changes, row_changes
     from sparsefeed.models.delta import write_changes
     from sparsefeed.models.torchrec.checkpoint import finished, identity, load_tables
@@ -138,22 +138,14 @@ def train_day(
 
     spec, _ = read_etl(recipe, workspace)
     config = recipe.train if weights is None else recipe.train.model_copy(update={"weights": weights})
-    results = AddedDays(workspace.etl, workspace.etl_days).chain()
-    number = next((i for i, result in enumerate(results) if i and result.last_day == day), None)
-    if number is None:
-        there = ", ".join(str(result.last_day) for result in results[1:]) or "none"
-        raise DataError(
-            f"{workspace.etl_days}: day {day} was not added; there: {there}; run `sparsefeed etl --day {day}`"
-        )
-    added, previous = results[number].folder, results[number - 1].folder
-    before = workspace.training(config.weights)
-    if number > 1:
-        before = workspace.training_day(config.weights, results[number - 1].last_day)
-    _must_be_in_a_row(workspace, config.weights, [result.last_day for result in results[1:number]])
+    results = _up_to(workspace, day)
+    added, previous = results[-1].folder, results[-2].folder
+    before = _training(workspace, config.weights, results[:-1])
+    _must_be_in_a_row(workspace, config.weights, [result.last_day for result in results[1:-1]])
     start_from = finished(before)
     assert start_from is not None
     out = workspace.training_day(config.weights, day)
-    with _alone(out, results[number].summary["fingerprint"], identity(start_from)):
+    with _alone(out, results[-1].summary["fingerprint"], identity(start_from)):
         result = train(
             spec, recipe.model, config, added, out, progress, resume=True, start_from=start_from, previous=previous
         )
@@ -161,6 +153,27 @@ def train_day(
         shutil.rmtree(out / "changes", ignore_errors=True)
         write_changes(out / "changes", rows, id_changes(spec, added, previous))
         return result
+
+
+def _up_to(workspace: Workspace, day: date) -> list[Any]:
+    """The base and the days that were added, up to this one; DataError where it was not."""
+    from sparsefeed.etl.days import AddedDays
+
+    results = AddedDays(workspace.etl, workspace.etl_days).chain()
+    number = next((i for i, result in enumerate(results) if i and result.last_day == day), None)
+    if number is None:
+        there = ", ".join(str(result.last_day) for result in results[1:]) or "none"
+        raise DataError(
+            f"{workspace.etl_days}: day {day} was not added; there: {there}; run `sparsefeed etl --day {day}`"
+        )
+    return results[: number + 1]
+
+
+def _training(workspace: Workspace, weights: Weights, results: Sequence[Any]) -> Path:
+    """Where the model of a base, or of it and days added to it, is trained."""
+    if len(results) == 1:
+        return workspace.training(weights)
+    return workspace.training_day(weights, results[-1].last_day)
 
 
 def _must_be_in_a_row(workspace: Workspace, weights: Weights, days: Sequence[date]) -> None:
@@ -227,6 +240,36 @@ def evaluate_models(
     )
     result["checkpoints"] = {weights: identity(path) for weights, path in checkpoints.items()}
     write_json(workspace.evaluation, result)
+    return result
+
+
+def evaluate_day(
+    recipe: Recipe, workspace: Workspace, day: date, weights: Weights | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Measure on a day's random sessions the models of the days before it; writes the day's evaluation.
+
+    `refreshed` is the model of the day before, whether or not the day itself was trained since; `base`, where that is
+    another one, the model without any added day.
+    """
+    from sparsefeed.models import evaluate
+    from sparsefeed.models.torchrec.checkpoint import finished
+    from sparsefeed.models.torchrec.score import Scorer
+
+    spec, etl = read_etl(recipe, workspace)
+    weights = weights or recipe.train.weights
+    results = _up_to(workspace, day)
+    _must_be_in_a_row(workspace, weights, [result.last_day for result in results[1:-1]])
+    folders = [result.folder for result in results]
+    models = {}
+    for name, number in (("refreshed", len(results) - 1), ("base", 1)):
+        checkpoint = finished(_training(workspace, weights, results[:number]))
+        assert checkpoint is not None, "they are in a row"
+        if name == "refreshed" or number < len(results) - 1:
+            models[name] = Scorer(spec, checkpoint), folders[number - 1 :]
+    truth = Path(etl["logs"]) / "truth"
+    result = evaluate.evaluate_day(spec, models, truth if truth.exists() else None, progress)
+    result |= {"day": str(day), "trained_to": str(results[-2].last_day)}
+    write_json(workspace.evaluation_day(day), result)
     return result
 
 

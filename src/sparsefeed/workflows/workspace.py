@@ -43,6 +43,10 @@ class Workspace:
         """Quality of the models, as JSON."""
         return self.root / "evaluation.json"
 
+    def evaluation_day(self, day: date) -> Path:
+        """Quality, on a day that was added, of the models of the days before it; as JSON."""
+        return self.root / "evaluation-days" / f"{day}.json"
+
     @property
     def bundles(self) -> Path:
         """`versions/` and `current`."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,15 @@ class Rows:
             matrix([feature.name for feature in spec.of_kind("dense", side="candidate")]),
             {feature.name: _joined(table.column(feature.name)) for feature in spec.lookups},
         )
+
+    def renumbered(self, spec: FeedSpec, rows: Mapping[str, npt.NDArray[np.int64]]) -> Rows:
+        """The same with other ids: per table named in `rows`, id i is rows[i]."""
+        lookups = dict(self.lookups)
+        for feature in spec.lookups:
+            if (table := spec.table_of(feature).name) in rows:
+                values, offsets = lookups[feature.name]
+                lookups[feature.name] = rows[table][values], offsets
+        return replace(self, lookups=lookups)
 
     def batch(self, order: Sequence[str], start: int, stop: int) -> Batch:
         """Rows [start, stop) as tensors; `order` is `lookup_order(spec)`."""

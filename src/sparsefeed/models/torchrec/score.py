@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
+from sparsefeed.errors import DataError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, load_model
 from sparsefeed.models.torchrec.columns import Rows, check_trained_on, lookup_order, open_split, read_part
+from sparsefeed.models.torchrec.earlier_ids import earlier_rows
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables
 
 __all__ = ["Scorer"]
@@ -50,12 +53,16 @@ class Scorer:
         """Score with other rows [capacity_rows, dim] of a table: those that a bundle of few bits gives, say."""
         self._model.tables.embedding_bags[name].weight = nn.Parameter(torch.from_numpy(rows), requires_grad=False)
 
-    def score(self, folder: str | Path, random_only: bool = False) -> npt.NDArray[np.float32]:
+    def score(
+        self, folder: str | Path, random_only: bool = False, chain: Sequence[Path] = ()
+    ) -> npt.NDArray[np.float32]:
         """Uncalibrated logits [n, R] of `ETL/train` or `ETL/eval`, in the order of its files and rows.
 
         Args:
             folder: With `*.parquet` of docs/contracts/training.md; read one row group at a time.
             random_only: Score the rows of random sessions alone.
+            chain: Where the rows are of a day that was added after the checkpoint was trained: the ETL results from the
+                checkpoint's to the day's. Ids that are new since are read as the checkpoint's own map reads them.
 
         Raises:
             DataError: A column is missing, of another type, or holds an id outside its table.
@@ -63,17 +70,21 @@ class Scorer:
             TrainError: The rows are of another ETL run than the checkpoint's.
         """
         folder = Path(folder)
-        check_trained_on(self._checkpoint, self._etl, folder.parent)
+        if chain and chain[-1] != folder.parent:
+            raise DataError(f"{folder}: is not of {chain[-1]}, with which the chain of days ends")
+        check_trained_on(self._checkpoint, self._etl, chain[0] if chain else folder.parent)
+        earlier = earlier_rows(self._spec, chain) if chain else {}
+        capacities = {**self._capacities, **{name: len(rows) for name, rows in earlier.items()}}
         columns = Rows.columns(self._spec, weights=False)
         parts = open_split(self._spec, folder.parent, folder.name, columns)
         if random_only:
             columns = (*columns, "random")
         logits = [np.zeros((0, len(self._spec.responses)), np.float32)]
         for part in parts:
-            table = read_part(self._spec, part, columns, self._capacities)
+            table = read_part(self._spec, part, columns, capacities)
             if random_only:
                 table = table.filter(pc.equal(table.column("random"), 1))
-            logits.append(self.score_rows(Rows.from_arrow(self._spec, table)))
+            logits.append(self.score_rows(Rows.from_arrow(self._spec, table).renumbered(self._spec, earlier)))
         return np.concatenate(logits)
 
     def score_rows(self, rows: Rows) -> npt.NDArray[np.float32]:

@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
+from sparsefeed.etl.config import ClusterConfig
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.stages import (
@@ -62,11 +63,14 @@ def refreshed(
     simulate_logs(recipe.model_copy(update={"simulate": simulated}), logs)
     prepare(_until(recipe, BASE_DAYS), loop, logs.logs)
     train_model(recipe, loop)
+    # A day of so few rows is quickest in this process.
+    here = recipe.etl.model_copy(update={"cluster": ClusterConfig(workers=0, gpu=False)})
+    alone = recipe.model_copy(update={"etl": here})
     judged = []
     for number in range(1, num_days + 1):
         day = first + timedelta(days=BASE_DAYS + number - 1)
         progress(number - 1, num_days, f"day {day}")
-        add_day(recipe, loop, day, logs.logs)
+        add_day(alone, loop, day, logs.logs)
         models = evaluate_day(recipe, loop, day)
         anew = None
         if number in retrain_at:

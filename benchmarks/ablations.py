@@ -29,6 +29,7 @@ from quality_suite import MEMBERS, SEEDS
 from refresh import Judged, refreshed
 from results import Recorder, Row, append, latest, read
 
+from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models import metrics
 from sparsefeed.models.calibration import Calibration
 from sparsefeed.models.evaluate import read_rows
@@ -125,10 +126,16 @@ IMAGES = Path(__file__).parent.parent / "docs" / "img"
 Measured = dict[str, dict[str, float]]  # response -> metric -> value
 
 
-def measure(name: str, recipe: Recipe, logs: Path, workspace: Workspace) -> Measured:
-    """Expected AUC, log loss and predicted/actual by response."""
+def measure(name: str, recipe: Recipe, logs: Path, workspace: Workspace, etl: Path) -> Measured:
+    """Expected AUC, log loss and predicted/actual by response; `etl` is of the recipe as it is, over the same logs."""
     if name not in ROWS:
-        prepare(recipe, workspace, logs)
+        same = etl.exists() and FeedSpec.load(etl / "spec.json").digest == recipe.feed.digest
+        if same and name not in (WHOLE, "weights shuffled"):
+            workspace.root.mkdir(parents=True, exist_ok=True)
+            if not workspace.etl.exists():
+                workspace.etl.symlink_to(etl.resolve())
+        else:
+            prepare(recipe, workspace, logs)
         if name == "weights shuffled":
             _shuffle(recipe, workspace.etl / "train")
         train_model(recipe, workspace)
@@ -168,6 +175,7 @@ def _shuffle(recipe: Recipe, folder: Path) -> None:
 def _changed(seed: int, members: int, change: Change) -> Recipe:
     values = load_recipe("tiny").model_dump(mode="json")
     values["simulate"] |= {"seed": seed, "num_members": members}
+    values["etl"] = {"cluster": {"workers": 0, "gpu": False}}
     change(values)
     return Recipe.model_validate(values)
 
@@ -182,9 +190,11 @@ def ablate(names: list[str], seeds: tuple[int, ...], members: int, root: Path, r
             logs = Workspace(root / "quality" / f"{seed}{of}")
             simulate_logs(recipe, logs)
             with stage(f"{name}, feed {seed}"):
-                folder = WHOLE if name in ROWS else name
-                place = Workspace(root / f"ablations{of}" / folder.replace(" ", "-") / str(seed))
-                found.setdefault(name, []).append(measure(name, recipe, logs.logs, place))
+                place, whole = (
+                    Workspace(root / f"ablations{of}" / folder.replace(" ", "-") / str(seed))
+                    for folder in (WHOLE if name in ROWS else name, WHOLE)
+                )
+                found.setdefault(name, []).append(measure(name, recipe, logs.logs, place, whole.etl))
         rows = []
         for response in found[name][0]:
             for metric in found[name][0][response]:

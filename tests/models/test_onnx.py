@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
+from sparsefeed.models import onnx
 from sparsefeed.models.calibration import Calibration, Isotonic, Platt
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.onnx import export_dense, input_names
+from tests.models.test_shared import SHAPES
 
 CALIBRATION = Calibration(responses={"click": Platt(scale=0.7, shift=-0.4), "like": Platt(scale=1.3, shift=0.2)})
 
@@ -78,6 +80,22 @@ def test_the_graph_gives_the_models_calibrated_probability(
     np.testing.assert_allclose(got, probability_in_torch(spec, model, CALIBRATION, inputs), atol=1e-6)
 
 
+@pytest.mark.parametrize("few_products", [0, onnx.FEW_PRODUCTS])
+@pytest.mark.parametrize("shape", ["experts", "four without a residual", "a rank above the width", "no cross network"])
+def test_of_every_shape_the_graph_gives_the_models_probability(
+    spec: FeedSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, few_products: int
+) -> None:
+    monkeypatch.setattr(onnx, "FEW_PRODUCTS", few_products)
+    torch.manual_seed(0)
+    model = DenseModel(spec, ModelConfig(**({"hidden": (8, 4), "cross_rank": 3} | SHAPES[shape]))).eval()
+    export_dense(model, spec, CALIBRATION, tmp_path / "dense.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "dense.onnx", providers=["CPUExecutionProvider"])
+    for members, candidates in ((1, 50), (3, 7), (1, 1)):
+        inputs = inputs_of(spec, members, candidates)
+        (got,) = session.run(["probability"], inputs)
+        np.testing.assert_allclose(got, probability_in_torch(spec, model, CALIBRATION, inputs), atol=1e-6)
+
+
 def test_a_spec_without_dense_features_or_lists_exports_too(tmp_path: Path) -> None:
     spec = FeedSpec.parse(
         {
@@ -109,11 +127,14 @@ def test_a_calibration_of_other_responses_is_refused(spec: FeedSpec, tmp_path: P
     assert not (tmp_path / "dense.onnx").exists()
 
 
-class _Logits(torch.nn.Module):
-    """A model whose logits are the candidate's dense features."""
-
-    def forward(self, pooled: Any, member_dense: torch.Tensor, candidate_dense: torch.Tensor) -> torch.Tensor:
-        return candidate_dense
+def logits_that_are_dense_features(spec: FeedSpec) -> DenseModel:
+    """A model whose logits are the candidate's dense features, and nothing else."""
+    model = DenseModel(spec, ModelConfig(hidden=(1,), cross_layers=0, interactions=False))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.head.weight[:, : len(spec.responses)] = torch.eye(len(spec.responses))
+    return model
 
 
 @st.composite
@@ -144,13 +165,13 @@ def test_curves_in_the_graph_are_those_of_the_calibration(
     )
     calibration = Calibration(responses={"click": click, "like": like})
     path = tmp_path_factory.mktemp("curves") / "dense.onnx"
-    model: Any = _Logits()
-    export_dense(model, spec, calibration, path)
+    export_dense(logits_that_are_dense_features(spec), spec, calibration, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     line = np.concatenate([np.linspace(-40, 40, 400), click.knots, [-1e9, 1e9]]).astype(np.float32)
     line.sort()
     logits = np.stack([line, line], axis=1)
-    (got,) = session.run(["probability"], {"candidate_dense": logits})
+    others = {"member_index": np.zeros(len(line), np.int64), "emb_post_id": np.zeros((len(line), 4), np.float32)}
+    (got,) = session.run(["probability"], {"candidate_dense": logits} | others)
     np.testing.assert_allclose(got, calibration.probability(logits), atol=5e-6)
     assert ((got > 0) & (got < 1)).all()
     assert (np.diff(got[:, 0]) >= -1e-7).all()  # onnxruntime's sigmoid is right to 1e-7

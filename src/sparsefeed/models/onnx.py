@@ -1,7 +1,7 @@
 """dense.onnx: pooling, dense model and calibration in one graph (docs/contracts/dense.md).
 
-Notable: the member's inputs enter once per member and are repeated per candidate by `member_index` inside the
-graph, after pooling, so that a request's history is pooled once however many candidates it ranks.
+Notable: the member's inputs enter once per member, and what is the member's alone is computed once, however many
+candidates a request ranks: its pooled histories and its share of every linear map (models.shared says of which).
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from sparsefeed.errors import SpecError
-from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
+from sparsefeed.etl.features import HistoryFeature, IdFeature, IdListFeature
+from sparsefeed.etl.spec import FeedSpec, side_of
 from sparsefeed.models.calibration import MAX_LOGIT, Calibration, Isotonic
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.isotonic import MAX_KNOTS
+from sparsefeed.models.shared import SharedModel
 
 __all__ = ["export_dense", "input_names"]
 
 # The newest opset that torch's TorchScript exporter writes well and every onnxruntime since 1.12 reads.
 OPSET = 17
+# A candidate's list up to this size (max_length * dim^2) is summed by a product with ones and zeros: onnxruntime's sum
+# over a middle axis costs every candidate 0.15 us at least. The values are the sum's.
+FEW_PRODUCTS = 8192
 
 
 def input_names(spec: FeedSpec) -> tuple[str, ...]:
@@ -78,9 +83,13 @@ class _Served(nn.Module):
 
     def __init__(self, model: DenseModel, spec: FeedSpec, calibration: Calibration) -> None:
         super().__init__()
-        self.model = model
+        self.shared = SharedModel(model, spec)
         self.spec = spec
         self.names = input_names(spec)
+        for feature in spec.lookups:
+            num, dim = getattr(feature, "max_length", 1), spec.table_of(feature).dim
+            if num > 1 and side_of(feature) == "candidate" and num * dim * dim <= FEW_PRODUCTS:
+                self.register_buffer(f"ones_{feature.name}", torch.eye(dim).repeat(num, 1))
         scale, shift = (torch.from_numpy(line) for line in calibration.lines())
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
@@ -88,6 +97,14 @@ class _Served(nn.Module):
         self.curved = bool(curves)
         if curves:  # without any the graph is, to the byte, one without these
             self._hold(curves, len(scale))
+
+    def _pooled(self, feature: IdListFeature | HistoryFeature, rows: Tensor, length: Tensor) -> Tensor:
+        length = length.to(rows.dtype).unsqueeze(1)
+        # A sum needs no length, but the exporter drops an input that nothing reads, and the signature has it.
+        divisor = length.clamp(min=1) if feature.pooling == "mean" else length.clamp(min=1, max=1)
+        ones: Tensor | None = getattr(self, f"ones_{feature.name}", None)
+        total = rows.sum(dim=1) if ones is None else rows.reshape(-1, len(ones)) @ ones
+        return total / divisor
 
     def _hold(self, curves: dict[int, Isotonic], num_responses: int) -> None:
         # [R, S] each, S segments; of a line they stand unused.
@@ -102,24 +119,14 @@ class _Served(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         given = dict(zip(self.names, inputs, strict=True))
-        member_index = given["member_index"]
-        num_candidates = member_index.shape[0]
-
-        def per_candidate(value: Tensor, side: str) -> Tensor:
-            return value[member_index] if side == "member" else value
-
-        pooled = {}
+        pooled: dict[str, dict[str, Tensor]] = {"member": {}, "candidate": {}}
         for feature in self.spec.lookups:
             vector = given[f"emb_{feature.name}"]
             if not isinstance(feature, IdFeature):
-                length = given[f"len_{feature.name}"].to(vector.dtype).unsqueeze(1)
-                # A sum needs no length, but the exporter drops an input that nothing reads, and the signature has it.
-                divisor = length.clamp(min=1) if feature.pooling == "mean" else length.clamp(min=1, max=1)
-                vector = vector.sum(dim=1) / divisor
-            pooled[feature.name] = per_candidate(vector, side_of(feature))
-        none = member_index.new_zeros((num_candidates, 0), dtype=torch.float32)
-        member_dense = per_candidate(given["member_dense"], "member") if "member_dense" in given else none
-        logits_nR = self.model(pooled, member_dense, given.get("candidate_dense", none))
+                vector = self._pooled(feature, vector, given[f"len_{feature.name}"])
+            pooled[side_of(feature)][feature.name] = vector
+        dense = (given.get(f"{side}_dense") for side in ("member", "candidate"))
+        logits_nR = self.shared(pooled["member"], pooled["candidate"], *dense, given["member_index"])
         calibrated_nR = logits_nR * self.scale + self.shift
         if self.curved:
             # Isotonic.segments; arithmetic alone, for a search of the segment has no operator in ONNX.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
 from sparsefeed.models.calibration import MAX_LOGIT, Calibration, Isotonic, Platt
@@ -108,6 +109,31 @@ def test_4_a_mean_divides_by_the_length_given_and_a_sum_does_not(
         assert same == (how == "mean")
         one_for_none = inputs | {length: np.where(inputs[length] == 0, 1, inputs[length])}
         np.testing.assert_allclose(run(session, one_for_none), before, atol=1e-7)
+
+
+def test_4_a_learned_share_is_a_softmax_over_the_places_below_the_length(
+    spec: FeedSpec, tmp_path: Path, inputs: dict[str, np.ndarray]
+) -> None:
+    history = spec.histories[0].name
+    features = [f.model_dump() | ({"pooling": "learned"} if f.name == history else {}) for f in spec.features]
+    learned = FeedSpec.parse(spec.model_dump() | {"features": features})
+    model = DenseModel(learned, ModelConfig(hidden=(4,))).eval()
+    place_L = model.pools[f"of_{history}"].place_L
+    place_L.data = torch.linspace(1, -1, len(place_L))
+    export_dense(model, learned, Calibration.identity(learned), tmp_path / "dense.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "dense.onnx", providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == list(input_names(spec))
+    rows, length = f"emb_{history}", f"len_{history}"
+    vectors = np.random.default_rng(0).normal(size=inputs[rows].shape).astype(np.float32)
+    for filled in range(vectors.shape[1] + 1):
+        vectors_filled = vectors * (np.arange(vectors.shape[1]) < filled)[None, :, None]
+        share = np.exp(place_L.detach().numpy()[:filled])
+        pooled = np.einsum("l,mld->md", share / share.sum(), vectors[:, :filled]) if filled else vectors[:, 0] * 0
+        alone = np.zeros_like(vectors)
+        alone[:, 0] = pooled  # a list of one has its row as it is
+        count = np.full(len(vectors), filled)
+        got = run(session, inputs | {rows: vectors_filled, length: count})
+        np.testing.assert_allclose(got, run(session, inputs | {rows: alone, length: np.minimum(count, 1)}), atol=1e-6)
 
 
 def test_5_a_candidate_scores_alone_what_it_scores_among_others(

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparsefeed.errors import DataError
+from sparsefeed.errors import DataError, SpecError
 from sparsefeed.etl import hugectr_view
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.hugectr_check import check_hugectr, problems_of
 from sparsefeed.etl.hugectr_view import LabelColumns, mapped_rows, read_labelled
 from sparsefeed.etl.pipeline import run
+from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.hugectr.exchange import HugectrRun
 from tests import logs
 from tests.models.hugectr.scripts import plan_of, run_script
@@ -140,6 +141,14 @@ def test_3_dense_columns_say_how_long_lists_are(view: Path, plain: Path, logs_fo
     run(bare, logs_folder, tmp_path / "etl", CONFIG)
     assert said(tmp_path / "etl")["dense"] == ["_none"]
     assert not mapped_rows(tmp_path / "etl" / "train.bin", said(tmp_path / "etl"))["dense"].any()
+
+
+def test_3_a_learned_pooling_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    features = [f.model_dump() | ({"pooling": "learned"} if f.kind == "history" else {}) for f in SPEC.features]
+    learned = FeedSpec.parse(SPEC.model_dump() | {"features": features})
+    with pytest.raises(SpecError, match=r'features\[2\].pooling: "clicked_posts" is learned; HugeCTR has no'):
+        run(learned, tmp_path / "no logs", tmp_path / "etl", CONFIG)
+    assert not list(tmp_path.iterdir())
 
 
 def test_4_lists_are_filled_up_with_row_0(view: Path, plain: Path) -> None:

@@ -20,7 +20,8 @@ from sparsefeed.models.config import ModelConfig, TrainConfig, Validation
 from sparsefeed.models.plan import make_plan
 from sparsefeed.models.topology import Topology
 from sparsefeed.models.torchrec.checkpoint import load_tables
-from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, lookup_order, open_split, read_part
+from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, open_split, read_part
+from sparsefeed.models.torchrec.lookup_keys import lookup_order
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.models.torchrec.train import TrainResult, train
 from tests.models.conftest import Written, etl, spec, write_etl

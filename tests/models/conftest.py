@@ -55,6 +55,13 @@ def spec() -> FeedSpec:
 
 
 @pytest.fixture(scope="session")
+def learned() -> FeedSpec:
+    """The same, the history's pooling learned; its rows are the same."""
+    features = [f | {"pooling": "learned"} if f["name"] == "clicked" else f for f in SPEC["features"]]  # type: ignore[attr-defined]
+    return FeedSpec.parse(SPEC | {"features": features})
+
+
+@pytest.fixture(scope="session")
 def write_etl(spec: FeedSpec) -> Callable[..., Written]:
     """Write an ETL folder: the post's row, and nothing else, decides both responses."""
 

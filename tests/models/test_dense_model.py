@@ -7,7 +7,7 @@ import torch
 from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, validate
 from sparsefeed.models.config import ModelConfig
-from sparsefeed.models.dense import CrossLayer, DenseModel, GatedLayer
+from sparsefeed.models.dense import CrossLayer, DenseModel, GatedLayer, LearnedPooling
 
 CONFIG = ModelConfig(hidden=(6, 5), cross_layers=2, cross_rank=3)
 
@@ -73,7 +73,19 @@ def pairs_of(spec: FeedSpec, pooled: dict[str, torch.Tensor]) -> np.ndarray:
     return np.stack(columns, 1)
 
 
-def test_dot_products_of_pairs_go_to_deep_and_head_and_their_sum_to_the_logits(spec: FeedSpec) -> None:
+def matches_of(spec: FeedSpec, pooled: dict[str, torch.Tensor]) -> np.ndarray:
+    """Sum of the dot products of the member's ids, not its histories, with the candidate's, [n, 1]."""
+    total = np.zeros((len(next(iter(pooled.values()))), 1))
+    for dim in {spec.table_of(f).dim for f in spec.lookups}:
+        own = {"member": 0.0, "candidate": 0.0}
+        for feature in spec.lookups:
+            if feature.kind != "history" and spec.table_of(feature).dim == dim:
+                own[feature.side] = own[feature.side] + as_numpy(pooled[feature.name])
+        total += np.sum(own["member"] * own["candidate"], axis=-1).reshape(-1, 1)
+    return total
+
+
+def test_dot_products_of_pairs_go_to_deep_and_head_and_matches_to_the_logits(spec: FeedSpec) -> None:
     torch.manual_seed(0)
     model = DenseModel(spec, CONFIG)
     pooled, member, candidate = pooled_of(spec, 4), torch.randn(4, 1), torch.randn(4, 1)
@@ -86,7 +98,7 @@ def test_dot_products_of_pairs_go_to_deep_and_head_and_their_sum_to_the_logits(s
     for layer in model.deep:
         h = layer(h)
     inputs = np.concatenate([as_numpy(x), as_numpy(h), dots], 1)
-    expected = inputs @ as_numpy(model.head.weight).T + as_numpy(model.head.bias) + dots.sum(1, keepdims=True)
+    expected = inputs @ as_numpy(model.head.weight).T + as_numpy(model.head.bias) + matches_of(spec, pooled)
     np.testing.assert_allclose(as_numpy(model(pooled, member, candidate)), expected, atol=1e-5)
 
 
@@ -106,7 +118,9 @@ def test_experts_are_mixed_for_each_response(spec: FeedSpec) -> None:
     for r in range(got.shape[1]):
         h = sum(shares[:, r, e : e + 1] * experts[e] for e in range(3))
         inputs = np.concatenate([as_numpy(x), h, dots], 1)
-        expected = inputs @ as_numpy(model.head.weight)[r] + as_numpy(model.head.bias)[r] + dots.sum(1)
+        expected = (
+            inputs @ as_numpy(model.head.weight)[r] + as_numpy(model.head.bias)[r] + matches_of(spec, pooled)[:, 0]
+        )
         np.testing.assert_allclose(got[:, r], expected, atol=1e-5)
 
 
@@ -195,3 +209,38 @@ def test_no_cross_layers_is_a_plain_gated_network(spec: FeedSpec) -> None:
 def test_a_shape_that_cannot_be_built_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(SpecError, match=field):
         validate(ModelConfig, {field: value})
+
+
+def test_places_of_a_list_share_by_the_softmax_of_what_was_learned() -> None:
+    pool = LearnedPooling(3)
+    pool.place_L.data = torch.tensor([2.0, 0.5, -1.0])
+    vectors = torch.randn(4, 3, 5)
+    lengths = [3, 1, 2, 0]
+    for b, length in enumerate(lengths):
+        vectors[b, length:] = 0
+    vectors.requires_grad_()
+    got = pool(vectors, torch.tensor(lengths))
+    rates = np.exp([2.0, 0.5, -1.0])
+    for b, length in enumerate(lengths):
+        share = rates[:length] / rates[:length].sum() if length else np.zeros(0)
+        wanted = share @ as_numpy(vectors)[b, :length] if length else np.zeros(5)
+        np.testing.assert_allclose(as_numpy(got)[b], wanted, atol=1e-6)
+    got.sum().backward()
+    assert torch.isfinite(pool.place_L.grad).all()
+    assert torch.isfinite(vectors.grad).all()
+
+
+def test_a_list_may_be_called_what_a_dictionary_calls_its_methods() -> None:
+    spec = FeedSpec.parse(
+        {
+            "name": "odd",
+            "tables": [{"name": "member", "dim": 4}, {"name": "post", "dim": 4}],
+            "features": [
+                {"kind": "id", "name": "member_id", "table": "member", "side": "member"},
+                {"kind": "id", "name": "post_id", "table": "post", "side": "candidate"},
+                {"kind": "history", "name": "items", "of": "post_id", "response": "click", "pooling": "learned"},
+            ],
+            "responses": [{"name": "click", "column": "click"}],
+        }
+    )
+    assert "pools.of_items.place_L" in DenseModel(spec, CONFIG).state_dict()

@@ -51,9 +51,14 @@ def probability_in_torch(
     for feature in spec.lookups:
         vector = inputs[f"emb_{feature.name}"].astype(np.float64)
         if not isinstance(feature, IdFeature):
+            length = inputs[f"len_{feature.name}"]
+            if feature.pooling == "learned":
+                place = model.pools[f"of_{feature.name}"].place_L.detach().double().numpy()
+                share = np.exp(place) * (np.arange(feature.max_length) < length[:, None])
+                vector = vector * (share / np.maximum(share.sum(1, keepdims=True), 1e-9))[:, :, None]
             vector = vector.sum(1)
             if feature.pooling == "mean":
-                vector /= np.maximum(inputs[f"len_{feature.name}"], 1)[:, None]
+                vector /= np.maximum(length, 1)[:, None]
         vector = vector[index] if side_of(feature) == "member" else vector
         pooled[feature.name] = torch.from_numpy(vector.astype(np.float32))
     none = np.zeros((len(index), 0), np.float32)
@@ -66,6 +71,8 @@ def probability_in_torch(
 def export(spec: FeedSpec, path: Path, calibration: Calibration = CALIBRATION) -> tuple[DenseModel, Any]:
     torch.manual_seed(0)
     model = DenseModel(spec, ModelConfig(hidden=(8, 4), cross_rank=3)).eval()
+    for pool in model.pools.values():
+        pool.place_L.data.normal_()
     export_dense(model, spec, calibration, path / "dense.onnx")
     return model, onnxruntime.InferenceSession(path / "dense.onnx", providers=["CPUExecutionProvider"])
 
@@ -94,6 +101,19 @@ def test_of_every_shape_the_graph_gives_the_models_probability(
         inputs = inputs_of(spec, members, candidates)
         (got,) = session.run(["probability"], inputs)
         np.testing.assert_allclose(got, probability_in_torch(spec, model, CALIBRATION, inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize(("members", "candidates"), [(1, 1), (4, 9)])
+def test_learned_shares_of_places_are_in_the_graph(
+    learned: FeedSpec, tmp_path: Path, members: int, candidates: int
+) -> None:
+    model, session = export(learned, tmp_path)
+    inputs = inputs_of(learned, members, candidates)
+    inputs["len_clicked"][0] = 0
+    inputs["emb_clicked"][0] = 0
+    (got,) = session.run(["probability"], inputs)
+    np.testing.assert_allclose(got, probability_in_torch(learned, model, CALIBRATION, inputs), atol=1e-6)
+    assert sorted(i.name for i in session.get_inputs()) == sorted(input_names(learned))
 
 
 def test_a_spec_without_dense_features_or_lists_exports_too(tmp_path: Path) -> None:

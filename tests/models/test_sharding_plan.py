@@ -36,23 +36,32 @@ GPUS = Topology.gpus(4, memory_bytes=8 * 2**30)
 ONE_LINE = GPUS.model_copy(update={"base_bytes": 0, "line_bytes": 1})
 
 
-def plan_of(sharding: Sharding, topology: Topology = ONE_LINE, batch_size: int = 400) -> Plan:
-    return make_plan(SPEC, MODEL, ROWS, topology, batch_size, asked={"post": sharding, "member": "table_wise"})
+# The same, the history's vectors taken from the tables place by place.
+LEARNED = FeedSpec.parse(
+    SPEC.model_dump()
+    | {"features": [f.model_dump() | ({"pooling": "learned"} if f.kind == "history" else {}) for f in SPEC.features]}
+)
+
+
+def plan_of(sharding: Sharding, topology: Topology = ONE_LINE, batch_size: int = 400, spec: FeedSpec = SPEC) -> Plan:
+    return make_plan(spec, MODEL, ROWS, topology, batch_size, asked={"post": sharding, "member": "table_wise"})
 
 
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("cross_layers", [0, 2])
 @pytest.mark.parametrize("experts", [1, 3])
 @pytest.mark.parametrize("interactions", [True, False])
+@pytest.mark.parametrize("spec", [SPEC, LEARNED], ids=["mean", "learned"])
 def test_the_dense_model_has_the_parameters_and_products_that_are_planned(
-    gate: bool, cross_layers: int, experts: int, interactions: bool
+    gate: bool, cross_layers: int, experts: int, interactions: bool, spec: FeedSpec
 ) -> None:
     shape = {"gate": gate, "cross_layers": cross_layers, "experts": experts, "interactions": interactions}
     model = MODEL.model_copy(update=shape)
-    size, built = DenseSize.of(SPEC, model), DenseModel(SPEC, model)
+    size, built = DenseSize.of(spec, model), DenseModel(spec, model)
     assert size.parameters == sum(parameter.numel() for parameter in built.parameters())
     weights = sum(weight.numel() for weight in built.parameters() if weight.dim() == 2)
-    assert size.products == weights + (2 * 2 * 64 if interactions else 0)  # all with all of two vectors of 64
+    pairs = 2 * 2 * 64 if interactions else 0  # all with all of two vectors of 64
+    assert size.products == weights + pairs + (9 * 64 if spec.learned else 0)
     assert size.width == 1 + 8 + 2 * 64
 
 
@@ -75,6 +84,18 @@ def test_bytes_are_those_counted_by_hand(sharding: Sharding, held: int, sent: fl
     assert post.device_bytes == held
     assert post.sent_bytes == pytest.approx(1.02 * sent, abs=1)
     assert post.reason == "as asked"
+
+
+def test_a_learned_pooling_sends_a_vector_and_a_length_per_place() -> None:
+    lengths, vectors = 100 * 10 * 8, 100 * 10 * 64 * 4  # of the post, and of the history's 9 places
+    learned = plan_of("row_wise", spec=LEARNED)
+    sent = 4 * (IDS * 3 / 4 + lengths * 3 + 2 * 3 * vectors)
+    assert learned.of("post").sent_bytes == pytest.approx(1.02 * sent, abs=1)
+    pooled = plan_of("row_wise")
+    assert learned.dense_parameters == pooled.dense_parameters + 9
+    # A device's share of the batch: 8 places more, their lengths, vectors and gradients; and what softmax keeps.
+    more = 100 * 8 * (8 + 2 * 64 * 4) + 2 * 100 * 4 * 9 + 16 * 9
+    assert learned.device_bytes - pooled.device_bytes == pytest.approx(more, abs=1)
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "column_wise", "row_wise", "data_parallel"])

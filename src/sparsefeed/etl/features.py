@@ -76,13 +76,16 @@ class HistoryFeature(Frozen):
 
     Order `recent` lists events, the last first, an id as often as it was met. Order `frequent` lists each id once, the
     most frequent first, of equal ones the last met; of a member's last 512 events of the window.
+
+    Pooling `learned` has a weight per place of the list, a softmax over the places that are filled: what is first in
+    the order may count for more. It begins as the mean (models.dense.LearnedPooling).
     """
 
     kind: Literal["history"]
     name: Name
     of: Name  # an `id` feature of the candidate; its table is shared
     response: Name
-    pooling: Literal["mean", "sum"] = "mean"
+    pooling: Literal["mean", "sum", "learned"] = "mean"
     max_length: int = Field(default=20, ge=1, le=1024)
     order: Literal["recent", "frequent"] = "recent"
     window_days: float | None = Field(default=None, gt=0)  # events older than this are left out; None: all count

@@ -40,11 +40,10 @@ def problems_of(folder: Path, progress: Progress = silent) -> Iterator[str]:
     try:
         said, etl = _json(folder / "hugectr.json"), _json(folder / "etl.json")
         spec = FeedSpec.load(folder / "spec.json")
-        weights = pq.read_table(folder / "ips.parquet") if spec.weighted else None
+        view = HugectrView.of(spec, pq.read_table(folder / "ips.parquet") if spec.weighted else None)
     except (DataError, SpecError, OSError, pa.ArrowException) as error:
         yield f"{folder}: is no result of `sparsefeed etl --for hugectr`: {error}"
         return
-    view = HugectrView.of(spec, weights)
     wanted = {
         "format": FORMAT,
         "spec_digest": spec.digest,

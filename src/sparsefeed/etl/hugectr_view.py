@@ -21,9 +21,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sparsefeed.errors import SpecError
 from sparsefeed.etl.spec import FeedSpec, HistoryFeature, IdFeature, IdListFeature
 
-__all__ = ["FORMAT", "MAX_COLUMNS", "HugectrView", "LabelColumns", "lists", "padded_tables", "read_labelled"]
+__all__ = [
+    "FORMAT",
+    "MAX_COLUMNS",
+    "HugectrView",
+    "LabelColumns",
+    "check_sayable",
+    "lists",
+    "padded_tables",
+    "read_labelled",
+]
 
 FORMAT = 1  # of hugectr.json
 MAX_COLUMNS = 24
@@ -78,7 +88,12 @@ class HugectrView:
 
     @classmethod
     def of(cls, spec: FeedSpec, weights: pa.Table | None) -> HugectrView:
-        """For these weights: rows with `response`, `cell` and `weight`, as of ips.parquet; None: each row weighs 1."""
+        """For these weights: rows with `response`, `cell` and `weight`, as of ips.parquet; None: each row weighs 1.
+
+        Raises:
+            SpecError: as `check_sayable`.
+        """
+        check_sayable(spec)
         by_cell: dict[str, dict[int, float]] = {response.name: {0: 1.0} for response in spec.responses}
         for row in weights.select(["response", "cell", "weight"]).to_pylist() if weights is not None else ():
             by_cell[row["response"]][row["cell"]] = float(np.float32(row["weight"]))  # as w_<response> has it
@@ -160,6 +175,16 @@ class HugectrView:
         """Write `hugectr.json`, which models/hugectr/train.py reads; `what` is told there, too."""
         said = {"format": FORMAT, "spec_digest": self.spec.digest, **what, **self.described()}
         (folder / "hugectr.json").write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+
+
+def check_sayable(spec: FeedSpec) -> None:
+    """SpecError where HugeCTR cannot say what a spec has."""
+    for i, feature in enumerate(spec.features):
+        if isinstance(feature, HistoryFeature) and feature.pooling == "learned":
+            raise SpecError(
+                f'features[{i}].pooling: "{feature.name}" is learned; HugeCTR has no weights of places; '
+                "allowed for it: mean, sum"
+            )
 
 
 def row_type(labels: int, dense: int, ids: int) -> np.dtype[Any]:

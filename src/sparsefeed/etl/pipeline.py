@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from sparsefeed.errors import BadFileError, DataError, DataWarning
 from sparsefeed.etl.cluster import open_cluster, use_gpu
 from sparsefeed.etl.config import EtlConfig
-from sparsefeed.etl.hugectr_view import HugectrView
+from sparsefeed.etl.hugectr_view import HugectrView, check_sayable
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder, Partition
 from sparsefeed.etl.result import FORMAT, Result, emptied, finished, publish
@@ -78,6 +78,8 @@ def run(
         previous: result to which the days that `config` asks for are added, none held out; it is only read.
     """
     config = config or EtlConfig()
+    if config.view == "hugectr":
+        check_sayable(spec)
     progress(0, 4, "checking the logs")
     summary, before = finished(out), None
     if previous:

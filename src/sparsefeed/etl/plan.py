@@ -41,7 +41,7 @@ class LookupPlan:
     side: Literal["member", "candidate"]
     table: str
     max_length: int
-    pooling: Literal["mean", "sum"]
+    pooling: Literal["mean", "sum", "learned"]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ import yaml
 from sparsefeed.errors import DataError, SparsefeedError, SpecError, ToolError
 from sparsefeed.etl.cluster import computes_with
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
-from sparsefeed.etl.hugectr_view import HugectrView
+from sparsefeed.etl.hugectr_view import HugectrView, check_sayable
 from sparsefeed.etl.impressions import Frames, ReadImpressions, columns_of
 from sparsefeed.etl.logs import Partition, Piece
 from sparsefeed.etl.parquet import milliseconds
@@ -80,6 +80,7 @@ def run(
         progress: is told the steps.
 
     Raises:
+        SpecError: HugeCTR's view of what HugeCTR cannot say.
         DataError: tables or rows that break the contract, or a setting that Spark has in its own way.
     """
     config, out = config or EtlConfig(), out.absolute()
@@ -88,6 +89,8 @@ def run(
         raise DataError(
             'etl.on_bad_file: got "skip", but files are read by Spark; say spark.sql.files.ignoreCorruptFiles'
         )
+    if config.view == "hugectr":
+        check_sayable(spec)
     if config.cluster != ClusterConfig():
         notes.append("etl.cluster: means nothing on Spark; say to spark-submit how many executors there are")
     finished(out)

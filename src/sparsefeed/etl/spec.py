@@ -189,6 +189,11 @@ class FeedSpec(Frozen):
         return self.of_kind("id", "ids", "history")
 
     @cached_property
+    def learned(self) -> tuple[HistoryFeature, ...]:
+        """Histories whose pooling is learned, in order."""
+        return tuple(feature for feature in self.histories if feature.pooling == "learned")
+
+    @cached_property
     def histories(self) -> tuple[HistoryFeature, ...]:
         """History features in order."""
         return self.of_kind("history")

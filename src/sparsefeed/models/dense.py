@@ -5,7 +5,7 @@ trained model serves any number of members and candidates (docs/contracts/dense.
 and dot products are built of what HugeCTR has layers for, so both trainers fit the same model.
 
 Shapes: B rows, R responses, D width of the input, K cross rank, P pairs of lookups, E experts, H width of a hidden
-layer, M and C the numbers of dense features of the member and of the candidate.
+layer, M and C the numbers of dense features of the member and of the candidate, L the longest a list can be.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.etl.spec import FeedSpec, HistoryFeature, side_of
 from sparsefeed.models.config import ModelConfig
 
-__all__ = ["CrossLayer", "DenseModel", "GatedLayer", "Interactions"]
+__all__ = ["CrossLayer", "DenseModel", "GatedLayer", "Interactions", "LearnedPooling"]
 
 
 class GatedLayer(nn.Module):
@@ -74,6 +74,12 @@ class Interactions(nn.Module):
         for number, names in enumerate(self.groups):
             pairs = torch.tril_indices(len(names), len(names), -1)
             self.register_buffer(f"flat{number}", pairs[0] * len(names) + pairs[1], persistent=False)
+            matched = [_is_match(spec, names[i], names[j]) for i, j in pairs.T.tolist()]
+            self.register_buffer(f"matched{number}", torch.tensor(matched, dtype=torch.float32), persistent=False)
+
+    def matched(self) -> list[Tensor]:
+        """Per width, [pairs]: 1 where a pair is a match of the member's own ids with the candidate's, else 0."""
+        return [getattr(self, f"matched{number}") for number in range(len(self.groups))]
 
     def forward(self, pooled: Mapping[str, Tensor]) -> list[Tensor]:
         """Per width its pairs, [B, pairs] each."""
@@ -85,17 +91,47 @@ class Interactions(nn.Module):
         return dots
 
 
+class LearnedPooling(nn.Module):
+    """sum_i a_i e_i over the places of a list, a = softmax of one learned number per place over those that are filled.
+
+    A softmax, for it begins, all numbers zero, as the mean; its shares add up to 1 whatever the length; and the ratio
+    of two places does not depend on the length: what long lists teach holds for short ones. Unlike sigmoids, divided by
+    their sum, it has no bound that a place's weight could get stuck at.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        super().__init__()
+        self.place_L = nn.Parameter(torch.zeros(max_length))
+        self.register_buffer("number_L", torch.arange(max_length), persistent=False)
+
+    def forward(self, vectors_BLD: Tensor, length_B: Tensor) -> Tensor:
+        """Pool vectors [B, L, D], those beyond the length zero, to [B, D]; an empty list gives zero."""
+        empty_BL = self.number_L >= length_B.unsqueeze(1)
+        # Not -inf: of an empty list all places are shut, and equal shares of zero vectors are zero, never NaN.
+        share_BL = torch.softmax(self.place_L.masked_fill(empty_BL, -1e9), dim=1)
+        return (share_BL.unsqueeze(2) * vectors_BLD).sum(dim=1).to(vectors_BLD.dtype)
+
+
+def _is_match(spec: FeedSpec, one: str, other: str) -> bool:
+    """Whether one is an id of the member and the other of the candidate; a history is what the member did."""
+    features = [spec.feature_by_name[name] for name in (one, other)]
+    return {side_of(feature) for feature in features} == {"member", "candidate"} and not any(
+        isinstance(feature, HistoryFeature) for feature in features
+    )
+
+
 class DenseModel(nn.Module):
     """Pooled embeddings and dense features -> one logit per response.
 
         member_dense ─┐                ┌─ cross x cross_layers ─────────┐
         candidate_dense ─ concat: x_BD ┤                                ├─ concat ─ linear ─ add ─ logits_BR
         pooled lookups ─┘              └─ concat ─ gated x len(hidden) ─┤            │
-              └──────────────────────────── dot products of pairs ──────┴─── sum ────┘
+              └──────────────────────────── dot products of pairs ──────┴── matches ─┘
 
-    The sum of the dot products is a factorisation machine's second order (Rendle, 2010): interactions of ids are
-    learnt from the first step, and no weight before them must be found first. The lookups enter in the spec's order,
-    by name: the order of a caller's mapping is of no account.
+    The matches, the sum of the dot products of the member's own ids with the candidate's, are a factorisation machine's
+    second order (Rendle, 2010): interactions of ids are learnt from the first step, and no weight before them must be
+    found first. Pairs of one side, and those of a history, only add noise to that sum (docs/log.md). The lookups enter
+    in the spec's order, by name: the order of a caller's mapping is of no account.
 
     With several experts there is a gated network of each, and every response mixes their outputs by a softmax of its
     own over a linear map of what they see (MMoE, KDD 2018).
@@ -108,6 +144,8 @@ class DenseModel(nn.Module):
         super().__init__()
         self.config = config
         self._lookups = tuple(feature.name for feature in spec.lookups)
+        # A name may be one of ModuleDict's own, as `items`.
+        self.pools = nn.ModuleDict({f"of_{one.name}": LearnedPooling(one.max_length) for one in spec.learned})
         width = len(spec.dense) + sum(spec.table_of(feature).dim for feature in spec.lookups)
         self.interactions = Interactions(spec) if config.interactions else None
         num_pairs = self.interactions.num_pairs if self.interactions else 0
@@ -122,6 +160,13 @@ class DenseModel(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.mix = nn.Linear(widths[0], len(spec.responses) * config.experts) if config.experts > 1 else None
         self.head = nn.Linear(width + config.hidden[-1] + num_pairs, len(spec.responses))
+
+    def pool(self, vectors: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pooled vectors by lookup: those that `lengths` [B] are given of by `LearnedPooling`, others are pooled."""
+        return {
+            name: self.pools[f"of_{name}"](value, lengths[name]) if name in lengths else value
+            for name, value in vectors.items()
+        }
 
     def forward(self, pooled: Mapping[str, Tensor], member_dense_BM: Tensor, candidate_dense_BC: Tensor) -> Tensor:
         """Logits [B, R], uncalibrated.
@@ -138,8 +183,9 @@ class DenseModel(nn.Module):
             x_BD = cross(x0_BD, x_BD)
         seen = torch.cat([x0_BD, *dots], dim=1) if dots else x0_BD
         logits_BR = self._mixed(seen, x_BD, dots) if self.mix else self._shared(seen, x_BD, dots)
-        for dots_BP in dots:
-            logits_BR = logits_BR + dots_BP.sum(dim=1, keepdim=True)
+        if self.interactions:
+            for dots_BP, matched_P in zip(dots, self.interactions.matched(), strict=True):
+                logits_BR = logits_BR + (dots_BP * matched_P).sum(dim=1, keepdim=True)
         return logits_BR
 
     def _shared(self, h_BH: Tensor, x_BD: Tensor, dots: Sequence[Tensor]) -> Tensor:

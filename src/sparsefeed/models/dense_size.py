@@ -43,4 +43,7 @@ class DenseSize:
         kept = width + model.cross_layers * (model.cross_rank + 2 * width) + (parts + model.experts) * sum(model.hidden)
         products = cross + deep + mix + head
         multiplied = sum(dim * count * count for dim, count in equal.items() if count > 1)
-        return cls(width, products + biases, products + multiplied, kept + pairs)
+        places = sum(feature.max_length for feature in spec.learned)
+        weighed = sum(feature.max_length * spec.table_of(feature).dim for feature in spec.learned)
+        floats = products + biases + places
+        return cls(width, floats, products + multiplied + weighed, kept + pairs + places)

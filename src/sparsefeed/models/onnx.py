@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefeed.errors import SpecError
-from sparsefeed.etl.features import HistoryFeature, IdFeature, IdListFeature
-from sparsefeed.etl.spec import FeedSpec, side_of
+from sparsefeed.etl.spec import FeedSpec, HistoryFeature, IdFeature, IdListFeature, side_of
 from sparsefeed.models.calibration import MAX_LOGIT, Calibration, Isotonic
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.isotonic import MAX_KNOTS
@@ -84,6 +83,7 @@ class _Served(nn.Module):
     def __init__(self, model: DenseModel, spec: FeedSpec, calibration: Calibration) -> None:
         super().__init__()
         self.shared = SharedModel(model, spec)
+        self.pools = model.pools
         self.spec = spec
         self.names = input_names(spec)
         for feature in spec.lookups:
@@ -99,6 +99,9 @@ class _Served(nn.Module):
             self._hold(curves, len(scale))
 
     def _pooled(self, feature: IdListFeature | HistoryFeature, rows: Tensor, length: Tensor) -> Tensor:
+        if feature.pooling == "learned":
+            pooled: Tensor = self.pools[f"of_{feature.name}"](rows, length)
+            return pooled
         length = length.to(rows.dtype).unsqueeze(1)
         # A sum needs no length, but the exporter drops an input that nothing reads, and the signature has it.
         divisor = length.clamp(min=1) if feature.pooling == "mean" else length.clamp(min=1, max=1)

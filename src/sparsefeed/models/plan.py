@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import BadFileError, SpecError, TrainError, did_you_mean
-from sparsefeed.etl.spec import FeedSpec, Frozen, Table, validate
+from sparsefeed.etl.spec import Feature, FeedSpec, Frozen, HistoryFeature, Table, validate
 from sparsefeed.models.config import ModelConfig, Sharding
 from sparsefeed.models.dense_size import DenseSize
 from sparsefeed.models.topology import Topology
@@ -162,7 +162,7 @@ class _Load:
     Attributes:
         table: with its name and dim.
         rows: its capacity.
-        features: that read it.
+        features: that read it; a history whose pooling is learned is one per place of its list.
         ids: of a device's share of a batch, all features together.
         share: rows of a batch that a device has.
     """
@@ -283,7 +283,7 @@ def make_plan(
     for table in sorted(spec.tables, key=lambda table: -rows[table.name] * table.dim):
         features = spec.lookups_of(table.name)
         ids = share * sum(getattr(feature, "max_length", 1) for feature in features)
-        load = _Load(table, rows[table.name], len(features), ids, share)
+        load = _Load(table, rows[table.name], sum(map(_vectors, features)), ids, share)
         plans[table.name] = _choose(load, devices, asked.get(table.name))
     reduced = 2 * _FLOAT * size.parameters * (num - 1) / num
     collectives = 4 if num > 1 else 0  # ids, pooled vectors, their gradient, the dense gradient
@@ -362,9 +362,17 @@ def _least(devices: _Devices, num: int) -> tuple[int, ...]:
     return tuple(sorted(order.tolist()))
 
 
+def _vectors(feature: Feature) -> int:
+    """Vectors of a row that tables give for a lookup."""
+    if isinstance(feature, HistoryFeature) and feature.pooling == "learned":
+        return feature.max_length
+    return 1
+
+
 def _dense_bytes(spec: FeedSpec, size: DenseSize, share: float, micro: float) -> float:
     """Parameters with gradient and Adam's two moments; a batch; pooled vectors and gradient; activations."""
     lookups = sum(getattr(feature, "max_length", 1) for feature in spec.lookups)
-    row = _ID * (lookups + len(spec.lookups)) + _FLOAT * (len(spec.dense) + 2 * len(spec.responses))
-    pooled = 2 * _FLOAT * (size.width - len(spec.dense))
+    lists = sum(map(_vectors, spec.lookups))
+    row = _ID * (lookups + lists) + _FLOAT * (len(spec.dense) + 2 * len(spec.responses))
+    pooled = 2 * _FLOAT * sum(_vectors(feature) * spec.table_of(feature).dim for feature in spec.lookups)
     return 4 * _FLOAT * size.parameters + share * (row + pooled) + micro * 2 * _FLOAT * size.activations

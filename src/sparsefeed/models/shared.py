@@ -61,7 +61,8 @@ class SharedModel(nn.Module):
         self.rest = nn.ModuleList(_Gated(linear, model.config.gate) for linear in deep[num_experts:])
         self.mix = _Part(model.mix.weight[:, seen_n]) if model.mix else None
         of_x, of_h, of_dots = model.head.weight.split([width, model.config.hidden[-1], sum(map(len, pairs))], dim=1)
-        of_dots = of_dots + 1  # their sum is added to every logit
+        if model.interactions and model.interactions.groups:  # added to every logit
+            of_dots = of_dots + torch.cat(model.interactions.matched())
         self.cross = _Cross(model, of_x, member, candidate)
         self.register_buffer("of_h", of_h.detach().T.contiguous())
         alone = [] if self.mix else [of_h]  # mixed experts are weighed after the head, response by response

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparsefeed.errors import BadFileError, TrainError
+from sparsefeed.errors import BadFileError, SpecError, TrainError
+from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import TrainConfig
 from sparsefeed.models.hugectr.exchange import HugectrRun, from_hugectr, to_hugectr
 from sparsefeed.models.hugectr.formats import read_dump
@@ -147,6 +148,17 @@ def test_a_run_takes_the_place_of_what_was_trained_there(
     checkpoint = taken(run_folder, views, out)
     assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "result.json"]
     assert list((out / "checkpoints").iterdir()) == [checkpoint]
+
+
+def test_what_hugectr_cannot_say_is_neither_taken_nor_given(trained: Path, run_folder: Path, tmp_path: Path) -> None:
+    features = [f.model_dump() | ({"pooling": "learned"} if f.kind == "history" else {}) for f in SPEC.features]
+    learned = FeedSpec.parse(SPEC.model_dump() | {"features": features})
+    words = r'features\[2\].pooling: "clicked_posts" is learned; .* allowed for it: mean, sum'
+    with pytest.raises(SpecError, match=words):
+        to_hugectr(trained, learned, None, tmp_path / "weights")
+    with pytest.raises(SpecError, match=words):
+        from_hugectr(run_folder, learned, tmp_path, tmp_path / "out", MODEL, TrainConfig())
+    assert list(tmp_path.iterdir()) == [run_folder]
 
 
 def test_weights_are_not_written_over_others(trained: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.hugectr.exchange import dense_arrays, dense_state
 from sparsefeed.models.losses import weighted_cross_entropy
-from sparsefeed.models.torchrec.columns import Rows, capacity_rows, lookup_order
+from sparsefeed.models.torchrec.columns import Rows, capacity_rows
+from sparsefeed.models.torchrec.lookup_keys import lookup_order
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables
 from tests import logs
 from tests.models.hugectr.conftest import CONFIG, Script

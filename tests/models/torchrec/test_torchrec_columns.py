@@ -13,7 +13,8 @@ import pytest
 
 from sparsefeed.errors import BadFileError, DataError
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.torchrec.columns import Rows, capacity_rows, lookup_order, open_split, read_part
+from sparsefeed.models.torchrec.columns import Rows, capacity_rows, open_split, read_part
+from sparsefeed.models.torchrec.lookup_keys import lookup_order
 
 
 @pytest.fixture

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from sparsefeed.errors import TrainError
+from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.losses import weighted_cross_entropy
 from sparsefeed.models.plan import Plan
-from sparsefeed.models.torchrec.checkpoint import load_tables
-from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, lookup_order, open_split, read_part
+from sparsefeed.models.torchrec.checkpoint import load_model, load_tables
+from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, open_split, read_part
+from sparsefeed.models.torchrec.lookup_keys import lookup_order
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables, first_values
 from sparsefeed.models.torchrec.train import train
@@ -32,12 +34,12 @@ Tables = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def reference(etl: Written) -> Callable[[int], tuple[list[list[float]], Tables]]:
-    """Loss curve and tables of the same training by autograd, the posts' columns counted in so many parts."""
+def reference(etl: Written, learned: FeedSpec) -> Callable[[int, bool], tuple[list[list[float]], Tables, DenseModel]]:
+    """The same training by autograd, the posts' columns counted in so many parts, the pooling learned or not."""
 
     @cache
-    def trained(parts: int) -> tuple[list[list[float]], Tables]:
-        spec, capacities = etl.spec, capacity_rows(etl.spec, etl.path)
+    def trained(parts: int, learns: bool) -> tuple[list[list[float]], Tables, DenseModel]:
+        spec, capacities = learned if learns else etl.spec, capacity_rows(etl.spec, etl.path)
         columns = Rows.columns(spec)
         read = [read_part(spec, part, columns, capacities) for part in open_split(spec, etl.path, "train", columns)]
         rows = [Rows.from_arrow(spec, table) for table in read]
@@ -68,7 +70,7 @@ def reference(etl: Written) -> Callable[[int], tuple[list[list[float]], Tables]]
                 squares[name] += gradient.square().mean(dim=2)
                 change = gradient / (squares[name].sqrt() + 1e-8).unsqueeze(2)
                 bag.weight.data -= WHOLE.table_learning_rate * share * change.view_as(bag.weight)
-        return curve, {name: bag.weight.detach().numpy() for name, bag in tables.embedding_bags.items()}
+        return curve, {name: bag.weight.detach().numpy() for name, bag in tables.embedding_bags.items()}, dense
 
     return trained
 
@@ -78,40 +80,49 @@ def loss_of(model: RankingModel, batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("sharding", "processes", "micro_batches"),
+    ("sharding", "processes", "micro_batches", "pooling"),
     [
-        ("table_wise", 1, 5),
-        ("table_wise", 2, 1),
-        ("row_wise", 4, 2),
-        ("data_parallel", 2, 3),
-        ("column_wise", 2, 1),
-        ("mixed", 4, 2),
+        ("table_wise", 1, 5, "learned"),  # and a mean and a sum beside it
+        ("table_wise", 2, 1, "mean"),
+        ("row_wise", 4, 2, "learned"),
+        ("data_parallel", 2, 3, "learned"),
+        ("column_wise", 2, 1, "learned"),
+        ("mixed", 4, 2, "learned"),
     ],
 )
 def test_tables_are_trained_as_without_sharding(
     etl: Written,
-    reference: Callable[[int], tuple[list[list[float]], Tables]],
+    learned: FeedSpec,
+    reference: Callable[[int, bool], tuple[list[list[float]], Tables, DenseModel]],
     tmp_path: Path,
     sharding: str,
     processes: int,
     micro_batches: int,
+    pooling: str,
 ) -> None:
+    spec = learned if pooling == "learned" else etl.spec
     asked = dict.fromkeys(("member", "post", "hashtag"), sharding)
     if sharding == "column_wise":  # the others are too narrow to be cut
         asked = {"post": "column_wise", "member": "table_wise", "hashtag": "row_wise"}
     elif sharding == "mixed":
         asked = {"member": "data_parallel", "post": "column_wise", "hashtag": "row_wise"}
     update = {"processes": processes, "micro_batches": micro_batches, "sharding": asked}
-    result = train(etl.spec, MODEL, WHOLE.model_copy(update=update), etl.path, tmp_path)
+    result = train(spec, MODEL, WHOLE.model_copy(update=update), etl.path, tmp_path)
     plan = Plan.model_validate_json((tmp_path / "plan.json").read_text())
     assert {table.name: table.sharding for table in plan.tables} == asked
-    curve, tables = reference(2 if asked["post"] == "column_wise" else 1)
+    curve, tables, dense = reference(2 if asked["post"] == "column_wise" else 1, pooling == "learned")
     got = [line["loss"] for line in map(json.loads, (tmp_path / "curve.jsonl").read_text().splitlines())]
     np.testing.assert_allclose([list(loss.values()) for loss in got], curve, atol=2e-6)
     trained = load_tables(result.checkpoint)
     for name, values in tables.items():
         np.testing.assert_allclose(trained[name], values, atol=2e-4)
-    assert len(Scorer(etl.spec, result.checkpoint).score(etl.path / "eval"))
+    got_dense = load_model(result.checkpoint, spec)[0].state_dict()
+    for name, weight in dense.state_dict().items():
+        np.testing.assert_allclose(got_dense[name], weight, atol=2e-4)
+    if pooling == "learned":
+        place_L = got_dense["pools.of_clicked.place_L"].numpy()
+        assert (np.abs(place_L) > 1e-4).all(), "every place was learned"
+    assert len(Scorer(spec, result.checkpoint).score(etl.path / "eval"))
 
 
 def test_a_sharding_that_cannot_be_is_refused_before_a_rank_starts(etl: Written, tmp_path: Path) -> None:
@@ -151,6 +162,23 @@ def test_a_checkpoint_is_taken_up_by_other_ranks_and_another_sharding(
     )
     for name, values in load_tables(back.checkpoint).items():
         np.testing.assert_array_equal(values, before[name])
+
+
+def test_a_learned_pooling_goes_on_as_if_it_had_not_stopped(etl: Written, learned: FeedSpec, tmp_path: Path) -> None:
+    config = WHOLE.model_copy(update={"processes": 2, "batch_size": 256, "checkpoint_every_s": 1e-9})
+    whole = train(learned, MODEL, config, etl.path, tmp_path / "whole")
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(learned, MODEL, config, etl.path, tmp_path / "cut", interrupt)
+    cut = train(learned, MODEL, config, etl.path, tmp_path / "cut", resume=True)
+    assert cut.step == whole.step
+    wanted, got = (load_model(run.checkpoint, learned)[0].state_dict() for run in (whole, cut))
+    for name, weight in wanted.items():
+        torch.testing.assert_close(got[name], weight, rtol=0, atol=0)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(etl: Written, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import torch
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
-from sparsefeed.models.torchrec.columns import Rows, lookup_order
+from sparsefeed.models.torchrec.columns import Rows, open_split, read_part
+from sparsefeed.models.torchrec.lookup_keys import keys_of, lookup_order, places
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables, first_values
+from tests.models.conftest import Written
 
 CAPACITIES = {"member": 64, "post": 128, "hashtag": 64}
 
@@ -73,3 +75,31 @@ def test_the_model_pools_by_true_length_and_gives_each_feature_its_own_vector(sp
         logits = model(rows.batch(lookup_order(spec), 0, 3))
         wanted = model.dense(expected, torch.ones(3, 1), -torch.ones(3, 1))
     torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_places_are_the_lists_read_column_by_column() -> None:
+    lists = np.array([7, 8, 9, 4], np.int64), np.array([0, 3, 3, 4])
+    got = [[values[a:b].tolist() for a, b in pairwise(offsets)] for values, offsets in places(lists, 4)]
+    assert got == [[[7], [], [4]], [[8], [], []], [[9], [], []], [[], [], []]]
+
+
+def test_a_learned_pooling_asks_a_key_per_place_beside_its_tables_other_features(learned: FeedSpec) -> None:
+    order = lookup_order(learned)
+    assert order[1:6] == ("post_id", "clicked.0", "clicked.1", "clicked.2", "clicked.3")
+    assert keys_of(learned.feature_by_name["post_id"]) == ("post_id",)
+    configs = embedding_tables(learned, CAPACITIES, torch.device("meta")).embedding_bag_configs()
+    assert tuple(name for config in configs for name in config.feature_names) == order
+
+
+def test_a_pooling_that_has_learned_nothing_is_the_mean(spec: FeedSpec, learned: FeedSpec, etl: Written) -> None:
+    logits = []
+    for declared in (spec, learned):
+        torch.manual_seed(0)
+        tables = embedding_tables(declared, CAPACITIES, torch.device("cpu"))
+        model = RankingModel(declared, tables, DenseModel(declared, ModelConfig(hidden=(4,), cross_rank=2)))
+        columns = Rows.columns(declared)
+        part = open_split(declared, etl.path, "train", columns)[0]
+        rows = Rows.from_arrow(declared, read_part(declared, part, columns, CAPACITIES))
+        with torch.inference_mode():
+            logits.append(model(rows.take(lookup_order(declared), np.arange(len(rows)))))
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-6)

@@ -20,7 +20,8 @@ from sparsefeed.models.losses import weighted_cross_entropy
 from sparsefeed.models.plan import make_plan
 from sparsefeed.models.topology import Topology
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest, load_model, load_tables, restore, save
-from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, lookup_order, open_split, read_part
+from sparsefeed.models.torchrec.columns import Batch, Rows, capacity_rows, open_split, read_part
+from sparsefeed.models.torchrec.lookup_keys import lookup_order
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables
 from sparsefeed.models.torchrec.trainer import Trainer
 

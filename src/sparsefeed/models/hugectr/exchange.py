@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 
 from sparsefeed.errors import BadFileError, SpecError, TrainError
+from sparsefeed.etl.hugectr_view import check_sayable
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.dense import DenseModel
@@ -100,9 +101,11 @@ def from_hugectr(
         progress: told of the tables.
 
     Raises:
+        SpecError: The spec has what HugeCTR cannot say.
         TrainError: The run is of another spec or ETL result.
         BadFileError: A file is not what the run says.
     """
+    check_sayable(spec)
     run = HugectrRun.read(folder)
     if run.spec_digest != spec.digest:
         raise TrainError(f"{folder}: was trained with another spec ({run.spec_digest}; this one is {spec.digest})")
@@ -162,10 +165,12 @@ def to_hugectr(checkpoint: Path, spec: FeedSpec, plan: Plan | None, out: Path) -
     """Write a checkpoint as weights that `train.py --from` begins with, cut as the plan cuts columns.
 
     Raises:
+        SpecError: The spec has what HugeCTR cannot say.
         TrainError: The checkpoint is of another spec, or `out` exists.
     """
     if out.exists():
         raise TrainError(f"{out}: exists; name a folder that does not")
+    check_sayable(spec)
     dense, tables = load_model(checkpoint, spec)
     said = Checkpoint.read(checkpoint)
     if said.model.experts > 1 or not said.model.cross_residual:

@@ -392,13 +392,14 @@ def _add_dense(hugectr: Any, model: Any, spec: Any, data: Any, shape: Any, vecto
         if shape["dropout"]:
             deep = layers.add(kind.Dropout, [deep], [f"kept{number}"], dropout_rate=shape["dropout"])
     both, num = layers.joined([crossed, deep, *dots], "both"), len(data["labels"])
-    if not dots:
+    matches = _add_matches(kind, layers, spec, data, pooled_of) if dots else []
+    if not matches:
         return layers.add(kind.InnerProduct, [both], ["logits"], num_output=num)
-    sums = layers.add(kind.ReduceSum, [layers.joined(dots, "dots")], ["dots_sum"], axis=1)
+    sums = layers.add(kind.ReduceSum, [layers.joined(matches, "matches")], ["match"], axis=1)
     if num > 1:
-        copies = [f"dots_sum{number}" for number in range(num)]
+        copies = [f"match{number}" for number in range(num)]
         layers.add(kind.Slice, [sums], copies, ranges=[(0, 1)] * num)
-        sums = layers.joined(copies, "dots_sums")
+        sums = layers.joined(copies, "match_sums")
     return layers.add(kind.Add, [layers.add(kind.InnerProduct, [both], ["head"], num_output=num), sums], ["logits"])
 
 
@@ -414,6 +415,24 @@ def _add_dots(kind: Any, layers: _Layers, spec: Any, data: Any, pooled_of: dict[
         pairs = len(names) * (len(names) - 1) // 2
         dots.append(layers.add(kind.Slice, [products], [f"dots{number}"], ranges=[(width, width + pairs)]))
     return dots
+
+
+def _add_matches(kind: Any, layers: _Layers, spec: Any, data: Any, pooled_of: dict[str, str]) -> list[str]:
+    """Vectors whose sums are the dot products of the member's own ids with the candidate's: a product of two sums."""
+    features, matches = {feature["name"]: feature for feature in spec["features"]}, []
+    for number, names in enumerate(_groups(spec, data)):
+        sides = []
+        for side in ("member", "candidate"):
+            own = [n for n in names if features[n]["kind"] != "history" and features[n]["side"] == side]
+            sides.append([pooled_of[name] for name in own])
+        if not all(sides):
+            continue
+        sums = [
+            vectors[0] if len(vectors) == 1 else layers.add(kind.Add, vectors, [f"{side}_ids{number}"])
+            for side, vectors in zip(("member", "candidate"), sides, strict=True)
+        ]
+        matches.append(layers.add(kind.ElementwiseMultiply, sums, [f"matches{number}"]))
+    return matches
 
 
 def _add_loss(hugectr: Any, model: Any, data: Any, logits: str) -> None:

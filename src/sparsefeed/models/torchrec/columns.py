@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from torchrec import KeyedJaggedTensor
 
 from sparsefeed.errors import BadFileError, DataError, TrainError, did_you_mean
 from sparsefeed.etl.kernels.ragged import gather_lists, list_lengths
-from sparsefeed.etl.spec import FeedSpec, IdFeature
+from sparsefeed.etl.spec import Feature, FeedSpec, IdFeature
+from sparsefeed.models.torchrec.lookup_keys import Lists, keys_of, places
 
 __all__ = [
     "Batch",
@@ -39,7 +40,6 @@ __all__ = [
     "etl_fingerprint",
     "held_out_parts",
     "jagged",
-    "lookup_order",
     "num_rows",
     "open_split",
     "parts_digest",
@@ -83,11 +83,6 @@ class Batch:
 
     def _each(self, change: Callable[[Any], Any]) -> Batch:
         return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
-
-
-def lookup_order(spec: FeedSpec) -> tuple[str, ...]:
-    """Lookup features with those of one table side by side: fbgemm's row-wise Adagrad is wrong without."""
-    return tuple(feature.name for table in spec.tables for feature in spec.lookups_of(table.name))
 
 
 def capacity_rows(spec: FeedSpec, data: Path) -> dict[str, int]:
@@ -235,7 +230,8 @@ def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: di
 class Rows:
     """Rows of the training parquet as numpy arrays.
 
-    A lookup is (values int64, offsets int64 [N+1]); an `id` feature's offsets are 0, 1, ..., N.
+    A lookup's key (models.torchrec.lookup_keys) is (values int64, offsets int64 [N+1]); an `id` feature's offsets are
+    0, 1, ..., N.
     """
 
     labels_NR: npt.NDArray[np.float32]
@@ -273,7 +269,7 @@ class Rows:
             matrix([f"w_{response.name}" for response in spec.responses]) if weighted else np.ones_like(labels_NR),
             matrix([feature.name for feature in spec.of_kind("dense", side="member")]),
             matrix([feature.name for feature in spec.of_kind("dense", side="candidate")]),
-            {feature.name: _joined(table.column(feature.name)) for feature in spec.lookups},
+            {key: lists for feature in spec.lookups for key, lists in _lists(feature, table.column(feature.name))},
         )
 
     def renumbered(self, spec: FeedSpec, rows: Mapping[str, npt.NDArray[np.int64]]) -> Rows:
@@ -281,8 +277,9 @@ class Rows:
         lookups = dict(self.lookups)
         for feature in spec.lookups:
             if (table := spec.table_of(feature).name) in rows:
-                values, offsets = lookups[feature.name]
-                lookups[feature.name] = rows[table][values], offsets
+                for key in keys_of(feature):
+                    values, offsets = lookups[key]
+                    lookups[key] = rows[table][values], offsets
         return replace(self, lookups=lookups)
 
     def batch(self, order: Sequence[str], start: int, stop: int) -> Batch:
@@ -325,6 +322,11 @@ class Rows:
                 length_per_key=totals,  # known here; a GPU would be asked for it at every step
             ),
         )
+
+
+def _lists(feature: Feature, column: pa.ChunkedArray) -> Iterator[tuple[str, Lists]]:
+    keys, lists = keys_of(feature), _joined(column)
+    yield from zip(keys, places(lists, len(keys)) if len(keys) > 1 else [lists], strict=True)
 
 
 def _check_schema(spec: FeedSpec, path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:

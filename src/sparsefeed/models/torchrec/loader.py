@@ -27,7 +27,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.torchrec.columns import Batch, Part, Rows, lookup_order, read_part
+from sparsefeed.models.torchrec.columns import Batch, Part, Rows, read_part
+from sparsefeed.models.torchrec.lookup_keys import lookup_order
 
 __all__ = ["Loader"]
 

@@ -14,8 +14,9 @@ from torch import nn
 from sparsefeed.errors import DataError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, load_model
-from sparsefeed.models.torchrec.columns import Rows, check_trained_on, lookup_order, open_split, read_part
+from sparsefeed.models.torchrec.columns import Rows, check_trained_on, open_split, read_part
 from sparsefeed.models.torchrec.earlier_ids import earlier_rows
+from sparsefeed.models.torchrec.lookup_keys import lookup_order
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables
 
 __all__ = ["Scorer"]

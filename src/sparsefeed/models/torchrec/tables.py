@@ -22,6 +22,7 @@ from torchrec.modules.embedding_configs import PoolingType
 from sparsefeed.etl.spec import FeedSpec, IdFeature
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.torchrec.columns import Batch
+from sparsefeed.models.torchrec.lookup_keys import keys_of
 
 __all__ = ["Pooling", "RankingModel", "embedding_tables", "first_values"]
 
@@ -36,7 +37,7 @@ def embedding_tables(spec: FeedSpec, capacities: Mapping[str, int], device: torc
                 name=table.name,
                 num_embeddings=capacities[table.name],
                 embedding_dim=table.dim,
-                feature_names=[feature.name for feature in spec.lookups_of(table.name)],
+                feature_names=[key for feature in spec.lookups_of(table.name) for key in keys_of(feature)],
                 pooling=PoolingType.SUM,
             )
             for table in spec.tables
@@ -62,20 +63,33 @@ def first_values(seed: int, table: int, start: int, stop: int, dim: int, scale: 
 
 
 class Pooling:
-    """Sums of rows -> pooled vectors: the mean where the spec says so."""
+    """Sums of rows -> vectors of the lookups: the mean where the spec says so; of a learned pooling all places."""
 
     def __init__(self, spec: FeedSpec) -> None:
         # `id` features have one row each: their mean is their sum.
         self._means = {f.name for f in spec.lookups if not isinstance(f, IdFeature) and f.pooling == "mean"}
+        self._learned = {feature.name: keys_of(feature) for feature in spec.learned}
+        self._order = tuple(feature.name for feature in spec.lookups)
 
-    def __call__(self, sums: Mapping[str, Tensor], lookups: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Vectors [B, dim] by feature; of an empty list zero."""
-        lengths = lookups.lengths().view(len(lookups.keys()), -1)
-        pooled = dict(sums)
-        for length_B, name in zip(lengths, lookups.keys(), strict=True):
-            if name in self._means:
-                pooled[name] = sums[name] / length_B.clamp(min=1).unsqueeze(1)
-        return pooled
+    def __call__(
+        self, sums: Mapping[str, Tensor], lookups: KeyedJaggedTensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Vectors by feature, zero where there is no id, and the lengths [B] of lists whose pooling is learned.
+
+        Vectors are [B, dim], and [B, L, dim] of these lists, for `DenseModel.pool`.
+        """
+        lengths = dict(zip(lookups.keys(), lookups.lengths().view(len(lookups.keys()), -1), strict=True))
+        vectors, of_learned = {}, {}
+        for name in self._order:
+            if name in self._learned:
+                keys = self._learned[name]
+                vectors[name] = torch.stack([sums[key] for key in keys], dim=1)
+                of_learned[name] = torch.stack([lengths[key] for key in keys]).sum(dim=0)
+            elif name in self._means:
+                vectors[name] = sums[name] / lengths[name].clamp(min=1).unsqueeze(1)
+            else:
+                vectors[name] = sums[name]
+        return vectors, of_learned
 
 
 class RankingModel(nn.Module):
@@ -89,6 +103,6 @@ class RankingModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Uncalibrated logits [B, R]."""
-        pooled = self._pooling(self.tables(batch.lookups).to_dict(), batch.lookups)
+        pooled = self.dense.pool(*self._pooling(self.tables(batch.lookups).to_dict(), batch.lookups))
         logits_BR: Tensor = self.dense(pooled, batch.member_dense_BM, batch.candidate_dense_BC)
         return logits_BR

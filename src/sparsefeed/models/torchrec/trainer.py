@@ -1,9 +1,9 @@
 """One rank's model and optimisers: sharded tables, replicated dense model, one step at a time.
 
-Notable: the dense model meets the tables at the pooled vectors alone. A step looks all rows up at once, takes its share
-of the batch through the dense model in `micro_batches` slices, gathers the gradients of the pooled vectors, then
-reduces the dense gradient over all ranks once and goes back through the tables once. So slices save memory and cost no
-communication, and the step is that of the whole batch.
+Notable: the dense model meets the tables at the vectors of the lookups alone, which are pooled unless the pooling is
+learned. A step looks all rows up at once, takes its share of the batch through the dense model in `micro_batches`
+slices, gathers the gradients of these vectors, then reduces the dense gradient over all ranks once and goes back
+through the tables once. So slices save memory and cost no communication, and the step is that of the whole batch.
 
 The tables' optimiser, row-wise Adagrad, runs inside the backward pass and touches the rows of the batch alone: row 0,
 which no batch names, stays zero. A data-parallel table has a dense gradient, and the same formula leaves rows without
@@ -91,6 +91,7 @@ class Trainer:
         self._adam = torch.optim.Adam(self._dense.parameters(), lr=0.0)
         self._gradient = _flat_gradient(self._dense)
         self._lookups = tuple(feature.name for feature in spec.lookups)
+        self._learned = tuple(feature.name for feature in spec.learned)
         self._through_dense = Graphed(self._slices_through_dense)
         self._pooling = Pooling(spec)
         tables, sharder = embedding_tables(spec, capacities, torch.device("meta")), _sharder()
@@ -135,14 +136,15 @@ class Trainer:
             group["lr"] = table_learning_rate
         fused.step()  # hands the learning rate on; the rows are updated in the backward pass
         batch = batch.to(self.device)
-        pooled = self._pooling(self._tables(batch.lookups).to_dict(), batch.lookups)
+        vectors, lengths = self._pooling(self._tables(batch.lookups).to_dict(), batch.lookups)
         self._gradient.zero_()
         rows = batch.labels_BR, batch.weights_BR, batch.member_dense_BM, batch.candidate_dense_BC
-        losses_R, *gradients = self._through_dense(*rows, *(pooled[name].detach() for name in self._lookups))
+        detached = [vectors[name].detach() for name in self._lookups]
+        losses_R, *gradients = self._through_dense(*rows, *(lengths[name] for name in self._learned), *detached)
         if dist.get_world_size() > 1:
             dist.all_reduce(self._gradient)
             self._gradient /= dist.get_world_size()
-        torch.autograd.backward([pooled[name] for name in self._lookups], gradients)
+        torch.autograd.backward([vectors[name] for name in self._lookups], gradients)
         self._adam.step()
         self._step_replicated(table_learning_rate)
         return losses_R.clone()
@@ -158,25 +160,31 @@ class Trainer:
     def _loss(self, batch: Batch) -> Tensor:
         with torch.no_grad(), self._autocast:
             batch = batch.to(self.device)
-            pooled = self._pooling(self._tables(batch.lookups).to_dict(), batch.lookups)
-            inputs = {name: self._dense_input(vectors) for name, vectors in pooled.items()}
+            vectors, lengths = self._pooling(self._tables(batch.lookups).to_dict(), batch.lookups)
+            inputs = {name: self._dense_input(value) for name, value in vectors.items()}
             dense_parts = batch.member_dense_BM, batch.candidate_dense_BC
-            logits_BR = self._dense(inputs, *map(self._dense_input, dense_parts))
+            logits_BR = self._dense(self._dense.pool(inputs, lengths), *map(self._dense_input, dense_parts))
         return weighted_cross_entropy(logits_BR.float(), batch.labels_BR, batch.weights_BR)
 
     def _slices_through_dense(
-        self, labels_BR: Tensor, weights_BR: Tensor, member_BM: Tensor, candidate_BC: Tensor, *pooled: Tensor
+        self, labels_BR: Tensor, weights_BR: Tensor, member_BM: Tensor, candidate_BC: Tensor, *lookups: Tensor
     ) -> tuple[Tensor, ...]:
-        """Forward and backward, slice by slice: the loss [R], and the gradient of each pooled vector [B, dim]."""
-        num = len(labels_BR)
+        """Forward and backward, slice by slice: the loss [R], and the gradient of the vectors of each lookup.
+
+        `lookups` are the lengths of the lists whose pooling is learned, then the vectors of all.
+        """
+        num, learned = len(labels_BR), len(self._learned)
+        lengths, vectors = lookups[:learned], lookups[learned:]
         size = max(1, -(-num // self._slices))
         losses, gradients = [], []
         for start in range(0, num, size):
             part = slice(start, start + size)
-            leaves = [self._dense_input(vectors[part]).detach().requires_grad_() for vectors in pooled]
+            leaves = [self._dense_input(value[part]).detach().requires_grad_() for value in vectors]
             dense_parts = map(self._dense_input, (member_BM[part], candidate_BC[part]))
+            shares = {name: length_B[part] for name, length_B in zip(self._learned, lengths, strict=True)}
             with self._autocast:
-                logits_BR = self._dense(dict(zip(self._lookups, leaves, strict=True)), *dense_parts)
+                pooled = self._dense.pool(dict(zip(self._lookups, leaves, strict=True)), shares)
+                logits_BR = self._dense(pooled, *dense_parts)
             losses_R = weighted_cross_entropy(logits_BR.float(), labels_BR[part], weights_BR[part])
             if self.device.type == "cpu" and not torch.isfinite(losses_R).all():
                 raise _loss_error(logits_BR, labels_BR[part], weights_BR[part], start)
@@ -187,9 +195,9 @@ class Trainer:
         joined = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*gradients, strict=True)]
         return torch.stack(losses).sum(dim=0), *(gradient.float() for gradient in joined)
 
-    def _dense_input(self, vectors: Tensor) -> Tensor:
+    def _dense_input(self, value: Tensor) -> Tensor:
         """In bf16 the whole of the dense model, not its products alone, is of 16 bits: a fifth of a step less."""
-        return vectors.bfloat16() if self._half else vectors
+        return value.bfloat16() if self._half else value
 
     def _step_replicated(self, learning_rate: float) -> None:
         """Row-wise Adagrad of the data-parallel tables, whose gradients are reduced already."""

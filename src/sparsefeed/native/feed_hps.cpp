@@ -244,7 +244,7 @@ void answer(const Lookup& lookup, TRITONBACKEND_Request* request, TRITONBACKEND_
   check(TRITONBACKEND_OutputBuffer(output, &buffer, num_bytes, &memory, &memory_id));
   if (memory == TRITONSERVER_MEMORY_GPU) throw refused("OUTPUT0: is wanted on a GPU; ask for it in memory of the host");
   if (floats != 0 && buffer == nullptr) throw std::runtime_error("OUTPUT0: no buffer for it");
-  if (reinterpret_cast<uintptr_t>(buffer) % alignof(float) == 0) {
+  if (floats == 0 || reinterpret_cast<uintptr_t>(buffer) % alignof(float) == 0) {
     lookup.decode(keys.data(), counts, static_cast<float*>(buffer));
   } else {  // a client's shared memory region may begin anywhere
     std::vector<float> aligned(floats);

@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from sparsefeed.models.store.store import ParameterStore, write_index, write_tables
-from sparsefeed.native import library
 from sparsefeed.workflows.serving.steps.lookup import LookupStep
+from tests.native.host import TYPES, Host, build, given_as, wanted
 
-SOURCES = Path(library.__file__).parent
 ROWS, DIMS = {"member": 70, "post": 200}, {"member": 4, "post": 20}
-TYPES = {"bool": 1, "uint8": 2, "uint64": 5, "int32": 8, "int64": 9, "float16": 10, "float32": 11, "float64": 12}
-
-
-class Host:
-    """The stand-in, one model loaded."""
-
-    def __init__(self, program: Path, model: Path) -> None:
-        self.process = subprocess.Popen(
-            [str(program), str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.loaded = self.line()
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        text = self.process.stdout.readline()
-        if not text:
-            raise AssertionError(f"the host ended: {self.process.communicate()[1][-4000:]}")
-        return text.removesuffix("\n")
-
-    def ask(self, *words: str) -> str:
-        """What became of one request; it was sent, released and counted exactly once."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(" ".join(words) + "\n")
-        self.process.stdin.flush()
-        times, _, answer = self.line().partition(" ")
-        assert times == ("11101" if answer.startswith("ok ") else "11010")
-        return answer
-
-    def close(self) -> None:
-        _, errors = self.process.communicate(timeout=60)
-        assert (self.process.returncode, errors) == (0, "")  # the sanitizers' leaks too
 
 
 def loaded(program: Path, model: Path) -> str:
@@ -61,23 +25,9 @@ def loaded(program: Path, model: Path) -> str:
     return host.loaded
 
 
-def given_as(name: str, tensor: NDArray[Any], cuts: Sequence[int] = ()) -> str:
-    """A tensor as a word of the host's, in pieces that end at these bytes."""
-    raw = tensor.tobytes()
-    ends = [0, *sorted(min(cut, len(raw)) for cut in cuts), len(raw)]
-    pieces = "|".join(raw[start:end].hex() for start, end in pairwise(ends))
-    return f"{name}={TYPES[tensor.dtype.name]}:{','.join(map(str, tensor.shape))}:{pieces}"
-
-
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("host") / "host"
-    flags = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-    sources = [str(Path(__file__).with_name("host.cpp")), str(SOURCES / "feed_hps.cpp")]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{SOURCES}"]
-    command = ["g++", *flags, "-o", str(out), *sources]
-    subprocess.run(command, check=True, timeout=250)
-    return out
+    return build(tmp_path_factory.mktemp("host") / "host")
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
@@ -113,12 +63,6 @@ def host(program: Path, model: Path) -> Iterator[Host]:
     assert running.loaded == "loaded"
     yield running
     running.close()
-
-
-def wanted(step: LookupStep, tensors: dict[str, NDArray[Any]]) -> str:
-    """What the Python step answers, in the host's words."""
-    (answer,) = step.run([tensors])
-    return f"3 {answer}" if isinstance(answer, Exception) else f"ok {answer['OUTPUT0'].tobytes().hex()}"
 
 
 dtypes = st.sampled_from(sorted(TYPES))

@@ -24,12 +24,14 @@ from sparsefeed.models.bundle import open_version, publish_version
 from sparsefeed.models.store.rows import RowFormat
 from sparsefeed.models.store.store import ParameterStore, write_index, write_tables
 from sparsefeed.native import library
+from sparsefeed.workflows.serving.client import FeedClient
 from sparsefeed.workflows.serving.control import ModelControl
 from sparsefeed.workflows.serving.export import export
 from sparsefeed.workflows.serving.server import TritonServer
 from sparsefeed.workflows.serving.steps.lookup import LookupStep
 from tests import bundles
 from tests.workflows.serving.conftest import config
+from tests.workflows.serving.feed import Feed, requests
 
 pytestmark = pytest.mark.triton
 
@@ -492,3 +494,18 @@ def test_an_export_turns_one_lookup_into_the_other(root: Path, tmp_path: Path) -
     for backend, file in (("native", "tables.txt"), ("python", "model.py"), ("native", "tables.txt")):
         export_lookup(root, "int8", tmp_path, lookup_backend=backend)
         assert [path.name for path in version.iterdir()] == [file]
+
+
+def test_a_ranking_through_the_native_lookup_is_that_of_the_python_step(
+    bundle_root: Path, feeds: dict[str, Feed], tmp_path: Path
+) -> None:
+    export(bundle_root, "b1", config(lookup_backend="native"), tmp_path)
+    with TritonServer(tmp_path, ["b1"], config()) as server, FeedClient(server.grpc_url) as client:
+        native = [client.rank(*drawn) for drawn in requests(feeds["b1"], 20, seed=5)]
+        export(bundle_root, "b1", config(lookup_backend="python"), tmp_path)
+        ModelControl(server.http_url).load("b1")
+        python = [client.rank(*drawn) for drawn in requests(feeds["b1"], 20, seed=5)]
+    for one, other in zip(native, python, strict=True):
+        assert one.order == other.order
+        for response, probability in one.probability.items():
+            np.testing.assert_array_equal(probability, other.probability[response])

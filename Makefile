@@ -14,7 +14,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 JAVA := java -version 2>&1 | grep -qE 'version "(11|17)\.'
 # Tests start a cluster of it.
 REDIS := redis-server --version 2>&1 | grep -qE 'v=[78]'
-.PHONY: help env java redis demo test test-slow lint format bench clean
+# The native lookup is built with it, and tested.
+CXX_FOUND := g++ --version >/dev/null 2>&1
+.PHONY: help env java redis cxx native demo test test-slow lint format bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,19 +44,27 @@ redis:  ## Redis 7 for the tests of its tier, installed by apt-get where there i
 	echo "the tier on Redis Cluster is tested with Redis 7: install redis-server, put it on PATH, run this again" >&2; \
 	exit 1
 
+cxx:  ## g++ for the native lookup and its tests, installed by apt-get where there is none
+	@if $(CXX_FOUND); then exit 0; fi; $(call INSTALL,g++); if $(CXX_FOUND); then exit 0; fi; \
+	echo "the native lookup is C++: install g++ (and libc6-dev), put it on PATH, run this again" >&2; \
+	exit 1
+
 define INSTALL
 	echo "installing $(1)"; \
 	if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
 	{ $$as apt-get update -q && $$as apt-get install -q -y --no-install-recommends $(1); } >/dev/null
 endef
 
+native: $(READY) cxx  ## the lookup step in C++, which serving then takes by itself; needs g++, some seconds
+	@$(BIN)/python -m sparsefeed.native
+
 demo: $(READY)  ## simulate, train, serve and rank on this machine; leaves artifacts/report.html
 	$(BIN)/sparsefeed demo --scale $(SCALE)
 
-test: $(READY) java redis  ## the default test suite
+test: $(READY) java redis cxx  ## the default test suite
 	$(BIN)/python -m pytest
 
-test-slow: $(READY) java redis  ## the minutes-long tests as well
+test-slow: $(READY) java redis cxx  ## the minutes-long tests as well
 	$(BIN)/python -m pytest -m 'not gpu and not hugectr'
 
 lint: $(READY)  ## ruff, mypy --strict, import layers

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
+from sparsefeed.native import library
 from tests import logs
 
 CONFIG = EtlConfig(cluster=ClusterConfig(workers=2), row_group_rows=100)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a native lookup would be built: nowhere, so that what `make native` left here decides nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("native") / "build"
+        patch.setattr(library, "FOLDER", folder)
+        yield folder
 
 
 @pytest.fixture(scope="session")

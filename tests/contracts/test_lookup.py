@@ -179,3 +179,43 @@ def test_9_every_problem_of_a_file_is_named_at_once(tmp_path: Path) -> None:
     for place in places:
         assert sum(line.startswith(place) for line in problems) == 1
     assert len(problems) == 6
+
+
+def test_10_the_native_lookup_has_the_python_steps_bits_and_words(store: ParameterStore, tmp_path: Path) -> None:
+    from tests.native.host import Host, build, given_as, wanted
+
+    text = f"sparsefeed feed_hps 1\nbundle v1\nfolder {tmp_path}/tables\n"
+    text += "".join(f"table {name} {dim} {bundles.CAPACITY_ROWS} fp32 0\n" for name, dim in DIMS.items())
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "tables.txt").write_text(text)
+    host = Host(build(tmp_path / "host", "-O1"), tmp_path)
+    try:
+        assert host.loaded == "loaded"
+        for keys, num_keys in (
+            ([[3, 3, 0, 63]], [[1, 3]]),
+            ([[3, 64]], [[1, 1]]),
+            ([[3, 3]], [[1, 2]]),
+            ([[1]], [[1]]),
+        ):
+            tensors = {"KEYS": np.array(keys), "NUMKEYS": np.array(num_keys, np.int32)}
+            words = [given_as(name, tensor) for name, tensor in tensors.items()]
+            assert host.ask(*words) == wanted(LookupStep("v1", store), tensors)
+    finally:
+        host.close()
+
+
+def test_10_the_models_configurations_differ_in_backend_and_parameters_alone() -> None:
+    pytest.importorskip("tritonclient.grpc")
+    from sparsefeed.workflows.serving.config import ServingConfig
+    from sparsefeed.workflows.serving.triton_models import models_of
+    from tests import logs
+
+    python = models_of(logs.spec(), ServingConfig(), "v1", Path("v1"))
+    native = models_of(logs.spec(), ServingConfig(), "v1", Path("v1"), {"tables.txt": "..."})
+    lookup = native["feed_hps"].config
+    assert (lookup.backend, dict(lookup.parameters)) == ("sparsefeed", {})
+    assert native["feed_hps"].version_files == {"tables.txt": "..."}
+    lookup.backend = "python"
+    for name, value in python["feed_hps"].config.parameters.items():
+        lookup.parameters[name].CopyFrom(value)
+    assert {name: model.config for name, model in native.items()} == {name: m.config for name, m in python.items()}

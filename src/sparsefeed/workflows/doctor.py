@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsefeed.native import library
+
 __all__ = ["Finding", "examine"]
 
 
@@ -90,6 +92,8 @@ def examine() -> list[Finding]:
         findings.append(Finding("tritonserver", _version("nvidia-pytriton", TritonRuntime.find), "serving"))
     except Exception as error:
         findings.append(Finding("tritonserver", "", "serving", str(error)))
+    found = "built" if library.built() else ""
+    findings.append(Finding("native lookup", found, "serving, feed_hps", "" if found else f"not built; {library.HOW}"))
     findings.append(_package("tritonclient", "FeedClient", "make env"))
     findings.append(_beside("perf_analyzer", "measuring the server", "it comes with tritonclient; make env"))
     findings.append(

@@ -27,6 +27,9 @@ class ServingConfig(Frozen):
     calibration: CalibrationKind = "platt"  # baked into dense.onnx; isotonic: where it beats a line
     max_candidates: int = Field(default=1000, ge=1, le=100_000)  # posts per request
     instances: Instances = Instances()
+    lookup_backend: Literal["auto", "native", "python"] = (
+        "auto"  # of feed_hps; auto: native where `make native` built it
+    )
     dense_threads: int = Field(default=1, ge=1, le=256)  # of onnxruntime, per instance
     memory_budget_bytes: int | None = Field(default=None, ge=1)  # a bundle whose mapped files exceed it is refused
     dense_budget_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # of the dense step's median time

@@ -15,6 +15,7 @@ from sparsefeed.errors import ServeError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import Bundle, open_version
 from sparsefeed.workflows.serving.config import ServingConfig
+from sparsefeed.workflows.serving.native import native_files
 from sparsefeed.workflows.serving.template import TEMPLATE, write_model
 from sparsefeed.workflows.serving.triton_models import TritonModel, models_of
 
@@ -38,11 +39,13 @@ def export(bundle_root: Path, bundle: str | None, config: ServingConfig, out: Pa
 
     Raises:
         BundleError: The bundle is not there or unfinished.
-        ServeError: Its rows have another format than `config.row_format`, or exceed `config.memory_budget_bytes`.
+        ServeError: Its rows have another format than `config.row_format`, or exceed `config.memory_budget_bytes`, or
+            the lookup shall be native and is not built here.
     """
     version = open_version(bundle_root, bundle)
     _check(version, config)
-    models = models_of(FeedSpec.load(version.spec), config, version.id, version.path.resolve())
+    files = native_files(version, config.lookup_backend)
+    models = models_of(FeedSpec.load(version.spec), config, version.id, version.path.resolve(), files)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
         for template_name, model in models.items():
@@ -54,7 +57,7 @@ def _place(template_name: str, model: TritonModel, scratch: Path, out: Path) -> 
     new, old = scratch / model.name, out / model.name
     write_model(model, new)
     glue = TEMPLATE / template_name / "1" / "model.py"
-    if glue.is_file():
+    if glue.is_file() and model.config.backend == "python":
         shutil.copyfile(glue, new / "1" / "model.py")
     if _is_same(new, old):
         return

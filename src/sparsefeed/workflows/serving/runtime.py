@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparsefeed.errors import ToolError
+from sparsefeed.native import library
 
 __all__ = ["TritonRuntime"]
 
@@ -56,12 +58,16 @@ class TritonRuntime:
         return self.server_folder / "python_backend_stubs" / version / "triton_python_backend_stub"
 
     def link_backends(self, folder: Path) -> None:
-        """Make the backend directory: the Python backend with the stub of this interpreter's version."""
+        """Make the backend directory: Python with this interpreter's stub, and ours where it is built."""
         python = folder / "python"
         python.mkdir(parents=True)
         source = self.server_folder / "backends" / "python"
         for path in (source / "libtriton_python.so", source / "triton_python_backend_utils.py", self._stub):
             (python / path.name).symlink_to(path)
+        native = library.built()
+        if native is not None:  # copied: a build or an update meanwhile takes nothing from a running server
+            (folder / library.BACKEND).mkdir()
+            shutil.copyfile(native, folder / library.BACKEND / f"libtriton_{library.BACKEND}.so")
 
     def link_libraries(self, folder: Path) -> None:
         """Give the wheel's renamed libraries the names perf_analyzer was linked with."""

@@ -25,6 +25,7 @@ from urllib.request import urlopen
 from sparsefeed.errors import ServeError
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.serving.config import ServingConfig
+from sparsefeed.workflows.serving.native import require_built
 from sparsefeed.workflows.serving.request import STEPS, ranker_name
 from sparsefeed.workflows.serving.runtime import TritonRuntime
 
@@ -76,6 +77,7 @@ class TritonServer:
             progress: Told of each model loaded.
         """
         self._repository = Path(repository)
+        self._bundles = tuple(bundles)
         self._models = [ranker_name(bundle) for bundle in bundles]
         self._config = config
         self._log_path = log_path
@@ -127,8 +129,9 @@ class TritonServer:
         """Start and wait until all models are ready.
 
         Raises:
-            ServeError: A model's folder is missing, a port is taken (with the process that holds it, where this user
-                may know), or the server died or hung (with the end of its log). Nothing is left running.
+            ServeError: A model's folder is missing, its lookup is native and not built here, a port is taken (with the
+                process that holds it, where this user may know), or the server died or hung (with the end of its log).
+                Nothing is left running.
             ToolError: tritonserver is not installed.
         """
         if self.process_id is not None:
@@ -136,6 +139,8 @@ class TritonServer:
         for model in self._models:
             if not (self._repository / model / "config.pbtxt").is_file():
                 raise ServeError(f"{self._repository}: no model {model}; export the bundle into this repository first")
+        for bundle in self._bundles:
+            require_built(self._repository, bundle)
         for name in ("http_port", "grpc_port", "metrics_port"):
             _claim(name, getattr(self._config, name))
         _remove_shared_memory_of_the_dead()

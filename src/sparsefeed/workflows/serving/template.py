@@ -17,9 +17,11 @@ TEMPLATE = Path(__file__).parents[2] / "triton_repo"
 
 
 def write_model(model: TritonModel, folder: Path) -> None:
-    """Write a model's config.pbtxt and warm-up tensors, and make its version folder, which an ensemble leaves empty."""
+    """Write a model's config.pbtxt, warm-up tensors and version folder, which an ensemble leaves empty."""
     (folder / "1").mkdir(parents=True, exist_ok=True)
     (folder / "config.pbtxt").write_text(model.text, "utf-8")
+    for name, text in model.version_files.items():
+        (folder / "1" / name).write_text(text, "utf-8")
     for name, content in model.warm_up.items():
         (folder / "warmup").mkdir(exist_ok=True)
         (folder / "warmup" / name).write_bytes(content)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from sparsefeed.etl.spec import FeedSpec, side_of
+from sparsefeed.native.library import BACKEND
 from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.serving.request import RANKER, ranker_name, step_name
 
@@ -36,20 +37,23 @@ class Tensor:
 
 @dataclass(frozen=True)
 class _Step:
-    """What differs between the three Python models."""
+    """What differs between the models of the three steps."""
 
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
     num_instances: int
     parameters: Mapping[str, str]
+    version_files: Mapping[str, str] = field(default_factory=dict)
+    backend: str = "python"
 
 
 @dataclass(frozen=True)
 class TritonModel:
-    """One folder of a model repository: its config.pbtxt and the raw tensors of its warm-up."""
+    """One folder of a model repository: its config.pbtxt, the raw tensors of its warm-up, the files of its version."""
 
     config: Any  # pb.ModelConfig; the generated module has no types
     warm_up: Mapping[str, bytes]
+    version_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -65,7 +69,11 @@ class TritonModel:
 
 
 def models_of(
-    spec: FeedSpec, config: ServingConfig, bundle: str = "", folder: Path | None = None
+    spec: FeedSpec,
+    config: ServingConfig,
+    bundle: str = "",
+    folder: Path | None = None,
+    native_files: Mapping[str, str] | None = None,
 ) -> dict[str, TritonModel]:
     """Make the models that serve one bundle: the three steps, then the ensemble that joins them.
 
@@ -74,6 +82,7 @@ def models_of(
         config: Instances, threads, limits, warm-up.
         bundle: The bundle's id, appended to every model's name; empty for the template.
         folder: The bundle's folder, which the steps open; None for the template.
+        native_files: What the native lookup reads, by name; None where the lookup is the Python step.
 
     Returns:
         Models by their name in the template (`feed_transform`, ..., `feed_ranker`), in order.
@@ -92,8 +101,10 @@ def models_of(
             ("feed_dense", [looked_up, *passed], _answers(spec), config.instances.dense),
         )
     }
+    if native_files is not None:
+        steps["feed_hps"] = replace(steps["feed_hps"], parameters={}, version_files=native_files, backend=BACKEND)
     warm_up = {"NUMKEYS": np.array(_warm_counts(spec), np.int32).tobytes()} if config.warm_up else None
-    models = {name: _python_model(step_name(name, bundle), step, warm_up) for name, step in steps.items()}
+    models = {name: _step_model(step_name(name, bundle), step, warm_up) for name, step in steps.items()}
     return models | {RANKER: _ensemble(spec, bundle, steps)}
 
 
@@ -155,10 +166,10 @@ def _warm_counts(spec: FeedSpec) -> list[int]:
     ]
 
 
-def _python_model(name: str, step: _Step, warm_up: Mapping[str, bytes] | None) -> TritonModel:
+def _step_model(name: str, step: _Step, warm_up: Mapping[str, bytes] | None) -> TritonModel:
     config = pb.ModelConfig(
         name=name,
-        backend="python",
+        backend=step.backend,
         max_batch_size=0,
         input=_declared(step.inputs),
         output=[pb.ModelOutput(name=t.name, data_type=t.data_type, dims=t.shape) for t in step.outputs],
@@ -166,12 +177,12 @@ def _python_model(name: str, step: _Step, warm_up: Mapping[str, bytes] | None) -
         parameters={key: pb.ModelParameter(string_value=value) for key, value in step.parameters.items()},
     )
     if warm_up is None:
-        return TritonModel(config, {})
+        return TritonModel(config, {}, step.version_files)
     # Zeros and empty strings are a valid request, but NUMKEYS must add up to the keys.
     files = {tensor.name: warm_up[tensor.name] for tensor in step.inputs if tensor.name in warm_up}
     inputs = {tensor.name: _warm_input(tensor, tensor.name in files) for tensor in step.inputs}
     config.model_warmup.append(pb.ModelWarmup(name="one member, two candidates", batch_size=1, inputs=inputs))
-    return TritonModel(config, files)
+    return TritonModel(config, files, step.version_files)
 
 
 def _declared(inputs: Sequence[Tensor]) -> list[Any]:

@@ -25,7 +25,7 @@ from urllib.request import urlopen
 from sparsefeed.errors import ServeError
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.serving.config import ServingConfig
-from sparsefeed.workflows.serving.request import STEPS, ranker_name
+from sparsefeed.workflows.serving.request import ROUTER, STEPS, ranker_name
 from sparsefeed.workflows.serving.runtime import TritonRuntime
 
 __all__ = ["TritonServer"]
@@ -61,6 +61,7 @@ class TritonServer:
         bundles: Sequence[str],
         config: ServingConfig,
         *,
+        router: bool = False,
         log_path: Path | None = None,
         timeout_s: float = 120.0,
         progress: Progress = silent,
@@ -71,12 +72,13 @@ class TritonServer:
             repository: Folder that `export` wrote.
             bundles: Ids whose ensembles are loaded at start.
             config: Its ports are the server's; the rest was written into the repository by `export`.
+            router: Load the router, too, which `export_router` wrote.
             log_path: The server's log; None keeps it in a temporary folder until the server stops.
             timeout_s: Seconds until ready, after which the start is given up.
             progress: Told of each model loaded.
         """
         self._repository = Path(repository)
-        self._models = [ranker_name(bundle) for bundle in bundles]
+        self._models = [*(ranker_name(bundle) for bundle in bundles), *([ROUTER] if router else [])]
         self._config = config
         self._log_path = log_path
         self._timeout_s = timeout_s
@@ -224,7 +226,7 @@ class TritonServer:
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
-        total = len(self._models) * (len(STEPS) + 1)
+        total = sum(1 if model == ROUTER else len(STEPS) + 1 for model in self._models)
         deadline = time.monotonic() + self._timeout_s
         num_loaded = -1
         while not (_is_ready(self.http_url) and _listens(self._config.metrics_port)):  # which opens after HTTP

@@ -18,7 +18,7 @@ from sparsefeed.workflows.choices import Baseline, Dataset, OnBadFile, Scale, Vi
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
 from sparsefeed.workflows.options import ARTIFACTS, TINY, RecipeName, Root, Url
-from sparsefeed.workflows.releasing import publish, rollback
+from sparsefeed.workflows.releasing import canary, publish, rollback, shadow
 from sparsefeed.workflows.serve import serve
 from sparsefeed.workflows.show import (
     show_findings,
@@ -38,6 +38,8 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(hps, name="hps")
 app.add_typer(hugectr, name="hugectr")
+app.add_typer(canary, name="canary")
+app.add_typer(shadow, name="shadow")
 for command in (serve, publish, rollback):
     app.command()(command)
 

@@ -12,6 +12,7 @@ from sparsefeed.workflows.console import console
 __all__ = [
     "show_findings",
     "show_io",
+    "show_judgement",
     "show_latency",
     "show_plan",
     "show_quality",
@@ -46,6 +47,19 @@ def show_stages(stages: Any) -> None:
         kept = "" if one.kept else "removed at the end"
         table.add_row(one.name, one.does, str(one.tasks), str(len(one.columns)), f"{one.rows:,}", *sizes, kept)
     console.print(table)
+
+
+def show_judgement(judgement: Any) -> None:
+    """A table of a canary's guardrails, and the verdict (workflows.release.judge)."""
+    table = Table(box=None, header_style="bold")
+    for heading in ("guardrail", "stable", "canary", "worse by", "at least", "at most", "allowed", ""):
+        table.add_column(heading, justify="left" if heading in ("guardrail", "") else "right")
+    for rail in judgement.rails:
+        figures = (rail.stable, rail.canary, rail.harm, rail.at_least, rail.at_most, rail.allowed)
+        table.add_row(rail.name, *(f"{figure:.4g}" for figure in figures), rail.state)
+    console.print(table)
+    counted = f"{judgement.canary_requests:,} requests of the canary, {judgement.stable_requests:,} of the stable"
+    console.print(f"{judgement.verdict}: {judgement.why}; {counted}", soft_wrap=True)
 
 
 def show_io(tried: list[dict[str, Any]]) -> None:

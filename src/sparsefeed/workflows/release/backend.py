@@ -1,7 +1,7 @@
 """The class Triton's Python backend asks for, made of a Router: BLS calls to the bundles' ensembles.
 
 Notable: tensors pass through as they came; only the member id is decoded here, and the answer's score and flags are
-looked at for the figures. A copy for the shadow is put into a pipe to another process (release.shadow).
+looked at for the figures. A copy for the shadow is put into a pipe to another process (release.shadow_pipe).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefeed.workflows.release.routing.router import Answer, Router
-from sparsefeed.workflows.release.shadow import ShadowPipe
+from sparsefeed.workflows.release.shadow_pipe import ShadowPipe
 from sparsefeed.workflows.serving.request import OUTPUTS, ranker_name
 
 __all__ = ["router_model"]

@@ -8,7 +8,7 @@ same command finishes the work.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsefeed import __version__
@@ -20,12 +20,13 @@ from sparsefeed.workflows.release.prune import prune
 from sparsefeed.workflows.release.recorded import recorded_of, test
 from sparsefeed.workflows.release.release import Release
 from sparsefeed.workflows.release.routing.routes import Routes
+from sparsefeed.workflows.release.waves import in_waves
 from sparsefeed.workflows.serving.client import FeedClient
 from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.serving.export import export
 from sparsefeed.workflows.serving.request import ROUTER
 
-__all__ = ["promoted", "publish", "stage"]
+__all__ = ["must_answer", "promoted", "publish", "stage"]
 
 
 def publish(
@@ -56,24 +57,15 @@ def publish(
         ReleaseError: a server does not take it. Those changed before are back at what they served.
     """
     version = open_version(root, bundle)
-    changed: list[tuple[Release, Routes]] = []
-    size = wave or len(releases)
-    try:
-        for start in range(0, len(releases), size):
-            for release in releases[start : start + size]:
-                with release.alone():
-                    before = release.routes
-                    if before.stable == version.id:
-                        stage(release, root, version, config, progress)  # it may have been lost by a restart
-                        continue
-                    facts = stage(release, root, version, config, progress)
-                    changed.append((release, before))
-                    after = release.decide("publish", why, lambda now: promoted(now, version.id, keep), facts, progress)
-                    _must_answer(release, after, version.id)
-                    progress(5, 8, f"{release.name}: answers with {version.id}")
-    except SparsefeedError as error:
-        back = _take_back(changed, version.id, str(error))
-        raise ReleaseError(f"{error}; {back}") from error
+
+    def change(release: Release) -> None:
+        facts = stage(release, root, version, config, progress)
+        if release.routes.stable != version.id:
+            routes = release.decide("publish", why, lambda now: promoted(now, version.id, keep), facts, progress)
+            must_answer(release, routes)
+            progress(5, 8, f"{release.name}: answers with {version.id}")
+
+    in_waves(releases, wave, change)
     if read_current(root) != version.id:
         set_current(root, version.id)
     progress(6, 8, "current set")
@@ -148,37 +140,18 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, found.groups())) if found else ()
 
 
-def _must_answer(release: Release, routes: Routes, bundle: str) -> None:
-    """Ask the router as a client would: an anonymous member, whom the stable bundle answers."""
+def must_answer(release: Release, routes: Routes) -> None:
+    """Ask the router as a client would, for an anonymous member, whom the stable bundle answers."""
     try:
         with FeedClient(release.place.grpc_url) as client:
             answered = client.rank("", ["sparsefeed-stranger"]).bundle
     except ServeError as error:
         raise ReleaseError(f"{release.name}: the router does not answer: {error}") from error
-    if answered != bundle:
+    if answered != routes.stable:
         raise ReleaseError(
             f'{release.name}: the router still answers with "{answered}" at revision {routes.revision}; '
             f"does it read {release.file.path}?"
         )
-
-
-def _take_back(changed: Sequence[tuple[Release, Routes]], bundle: str, why: str) -> str:
-    """Put servers back to the routes they had; say in words what came of it."""
-    failed = []
-    for release, before in reversed(changed):
-        try:
-            with release.alone():
-                if release.routes.stable == bundle:
-                    release.decide("take back", why, _as_before(before), {"bundle": bundle})
-        except SparsefeedError as error:
-            failed.append(f"{release.name}: {error}")
-    done = [release.name for release, _ in changed]
-    said = f"back at what they served: {', '.join(done)}" if done else "no server was changed"
-    return said if not failed else f"NOT back at what they served, roll back by hand: {'; '.join(failed)}"
-
-
-def _as_before(before: Routes) -> Callable[[Routes], Routes]:
-    return lambda now: before.with_changes(revision=now.revision + 1)
 
 
 def _unload(release: Release, bundle: str) -> None:

@@ -1,4 +1,4 @@
-"""Commands of a release: `sparsefeed publish`, `rollback`, `canary ...`, `shadow ...`."""
+"""Commands of a release: `sparsefeed publish`, `rollback`, `canary ...`, `shadow ...`, `push`, `pull`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsefeed.workflows.options import ARTIFACTS, TINY, RecipeName, Root
 from sparsefeed.workflows.show import show_judgement
 from sparsefeed.workflows.workspace import Workspace
 
-__all__ = ["canary", "publish", "rollback", "shadow"]
+__all__ = ["canary", "publish", "pull", "push", "rollback", "shadow"]
 
 canary = typer.Typer(no_args_is_help=True, help="Give a bundle some members, and judge it beside the stable one.")
 shadow = typer.Typer(no_args_is_help=True, help="Ask a bundle, too, and give its answers to nobody.")
@@ -214,3 +214,39 @@ def stop_shadow(workspace: Root = ARTIFACTS, servers: Servers = None, why: Why =
     from sparsefeed.workflows.release.shadow import stop_shadow as stop
 
     stop(_open(workspace, servers), why)
+
+
+def push(
+    store: Annotated[str, typer.Argument(help="A folder or URL, as s3://bucket/feed.", show_default=False)],
+    bundle: BundleId = None,
+    delta: Annotated[Path | None, typer.Option(help="Send this delta instead of a bundle.")] = None,
+    workspace: Root = ARTIFACTS,
+) -> None:
+    """Copy a bundle or a delta to a folder or an object store; it is there when it is whole."""
+    from sparsefeed.workflows.release import transport
+
+    with stage("push") as progress:
+        if delta:
+            sent = f"delta {transport.push_delta(delta, store, progress)}"
+        else:
+            sent = f"bundle {transport.push(Workspace(workspace).bundles, bundle, store, progress)}"
+    console.print(f"{sent} in {store}")
+
+
+def pull(
+    store: Annotated[str, typer.Argument(help="A folder or URL, as s3://bucket/feed.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(help="A version's id.", show_default=False)],
+    delta: Annotated[
+        Path | None, typer.Option(help="Fetch the delta that makes the version into this new folder.")
+    ] = None,
+    workspace: Root = ARTIFACTS,
+) -> None:
+    """Copy a bundle or a delta from there; it is here when its digests were found right."""
+    from sparsefeed.workflows.release import transport
+
+    with stage("pull") as progress:
+        if delta:
+            path = transport.pull_delta(store, bundle, delta, progress)
+        else:
+            path = transport.pull(store, bundle, Workspace(workspace).bundles, progress)
+    console.print(f"{bundle} in {path}")

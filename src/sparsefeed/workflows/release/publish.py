@@ -7,14 +7,14 @@ same command finishes the work.
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsefeed import __version__
 from sparsefeed.errors import BundleError, ReleaseError, ServeError, SparsefeedError
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.bundle import Bundle, open_version, read_current, set_current, verify
+from sparsefeed.models.bundle import Bundle, is_older_code, open_version, read_current, set_current, verify
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.release.prune import prune
 from sparsefeed.workflows.release.recorded import recorded_of, test
@@ -119,25 +119,18 @@ def stage(
 
 def _must_fit(release: Release, version: Bundle) -> None:
     """ReleaseError where this program is older than the bundle's, or the bundle is of another feed than the router."""
-    ours, theirs = _numbers(__version__), _numbers(version.manifest.code_version)
-    if ours and theirs and ours < theirs:
+    if is_older_code(__version__, version.manifest.code_version):
         raise ReleaseError(
             f"{version.path}: code_version: got {version.manifest.code_version}; this is {__version__}, older; "
             "install the newer one on the server first"
         )
     said = release.control.parameters(ROUTER).get("responses", "")
     names = [response.name for response in FeedSpec.load(version.spec).responses]
-    if re.findall(r'"([^"]*)"', said) != names:
+    if said != json.dumps(names):
         raise ReleaseError(
             f"{version.path}: responses: got {', '.join(names)}; the server's router answers {said}; "
             "another feed needs a server of its own"
         )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """`0.1.0` as numbers; none for what is no release."""
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
-    return tuple(map(int, found.groups())) if found else ()
 
 
 def must_answer(release: Release, routes: Routes) -> None:

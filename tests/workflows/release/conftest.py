@@ -75,6 +75,10 @@ def both(release_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def servers(both: list[Served]) -> list[Served]:
     """Both servers as they began: b1 answers everybody."""
     for served in both:
+        if "b1" not in served.release.control.ready():
+            served.release.control.load("b1")
+        if not served.release.file.path.read_text().startswith('{"'):
+            served.release.file.restore()  # a test left it broken
         served.release.file.replace(served.release.routes.with_changes(
             stable="b1", previous=(), canary=None, shadow=None, pinned={}, decision={}
         ))  # fmt: skip

@@ -41,7 +41,7 @@ def prune(releases: Sequence[Release], root: Path, keep: int) -> list[str]:
         return []
     removed = []
     with only_writer(root / "versions"):
-        old = sorted((id for id in versions(root)), key=lambda id: _created(root, id), reverse=True)[max(keep, 1) :]
+        old = sorted(versions(root), key=lambda id: _created(root, id), reverse=True)[max(keep, 1) :]
         for id in old:
             if id not in named and id != read_current(root):
                 for release in releases:
@@ -66,9 +66,9 @@ def _named(releases: Sequence[Release], root: Path) -> set[str]:
     return found
 
 
-def _created(root: Path, id: str) -> tuple[str, int]:
+def _created(root: Path, id: str) -> tuple[str, int, str]:
     try:
         manifest = Manifest.load(root / "versions" / id)
     except BundleError:
-        return "9", 0  # unreadable: kept, and named by `verify`
-    return manifest.created, manifest.step
+        return "9", 0, id  # unreadable: kept, and named by `verify`
+    return manifest.created, manifest.step, id

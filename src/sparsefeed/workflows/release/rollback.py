@@ -57,9 +57,14 @@ def roll_back(
 
 
 def _one(release: Release, to: str | None, why: str, progress: Progress) -> RolledBack:
-    _mend(release)
+    mended = _mend(release)
     with release.alone() as unfinished:
         now = release.routes
+        if mended and to in (None, now.stable):
+            running = _must_be_ready(release, now.stable)
+            said = "the route file could not be read"
+            release.decide("rollback", f"{why}; {said}" if why else said, lambda routes: routes.with_changes())
+            return RolledBack(release.name, now.stable, f"{said}; those before are back: {now.stable} {_when(running)}")
         if unfinished == "rollback" and to in (None, now.stable):
             return RolledBack(release.name, now.stable, f"had been rolled back to {now.stable} by a command that died")
         target = to or (now.stable if now.canary is not None else next(iter(now.previous), None))
@@ -74,17 +79,22 @@ def _one(release: Release, to: str | None, why: str, progress: Progress) -> Roll
         with contextlib.suppress(BundleError):  # a full disk has no room for it; the routes rule
             set_current(Path(release.place.bundles), target)
         progress(2, 2, "current set")
-        when = "from the next request on" if running else "when it is started; it does not run now"
-        return RolledBack(release.name, target, f"left {', '.join(left)}; {target} answers {when}")
+        return RolledBack(release.name, target, f"left {', '.join(left)}; {target} {_when(running)}")
 
 
-def _mend(release: Release) -> None:
-    """Routes that cannot be read (edited by hand, say) give way to those before them."""
+def _when(running: bool) -> str:
+    return "answers from the next request on" if running else "answers when it is started; it does not run now"
+
+
+def _mend(release: Release) -> bool:
+    """Routes that cannot be read (edited by hand, say) give way to those before them; whether they had to."""
     with only_writer(release.folder):
         try:
             release.file.read()
         except ReleaseError:
             release.file.restore()
+            return True
+    return False
 
 
 def _back(now: Routes, target: str) -> Routes:

@@ -9,6 +9,7 @@ SparsefeedError
 ├── BundleError      a bundle or delta that is incomplete, altered or of another spec
 ├── ServeError       a server that cannot start or a request it refuses
 │   └── RequestError a request a client must change before it is sent again
+├── ReleaseError     a release that is refused or stopped; what served before serves on
 └── ToolError        a program or library this command needs is not there
 
 DataWarning (a UserWarning) is what logs may hold but their owner should know.
@@ -27,6 +28,7 @@ __all__ = [
     "DataError",
     "DataWarning",
     "IdError",
+    "ReleaseError",
     "RequestError",
     "ServeError",
     "SparsefeedError",
@@ -84,6 +86,10 @@ class ServeError(SparsefeedError):
 
 class RequestError(ServeError):
     """A request a client must change before it is sent again."""
+
+
+class ReleaseError(SparsefeedError):
+    """A release that is refused or stopped; what served before serves on."""
 
 
 class ToolError(SparsefeedError):

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
 from sparsefeed.etl.ids import IdMap
-from sparsefeed.models.bundle import Bundle, open_version, seal, verify, versions
+from sparsefeed.models.bundle import Bundle, open_version, publish_version, seal, verify, versions
 from sparsefeed.models.delta import RowChange, apply_delta, verify_delta, write_delta
 from sparsefeed.models.store.rows import ROW_FORMATS, RowFormat
 from sparsefeed.models.store.store import ParameterStore, write_tables
 from tests import bundles
 from tests.bundles import DIMS, FIRST_ROW, KEYS, NUM_IDS, TAIL_ROWS
+from tests.children import ask_child
 
 FRESH_KEYS = [int(key) for key in np.arange(1, 31, dtype=np.uint64) * np.uint64(0xD6E8FEB86659FD93)]
 
@@ -215,6 +218,52 @@ def test_any_file_that_is_missing_cut_or_altered_is_refused(site: Site, fault: C
         site.refuses(path.name.replace("READY", "READY|SHA256SUMS"))
         path.write_bytes(content)
     assert apply_delta(site.root, site.delta) == "v2"
+
+
+def test_a_delta_of_an_older_program_than_its_parents_is_refused(site: Site, tmp_path: Path) -> None:
+    path = site.delta / "delta.json"
+    path.write_text(path.read_text().replace('"0.1.0"', '"0.0.9"'))
+    seal(site.delta)
+    with pytest.raises(BundleError, match=r'code_version: got 0\.0\.9; "v1" was written by 0\.1\.0, which is newer'):
+        apply_delta(site.root, site.delta)
+
+
+def test_recorded_scores_of_the_parent_are_not_taken_for_the_new_versions(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        bundles.fill(folder)
+        (folder / "recorded.json").write_text("{}")
+
+    publish_version(tmp_path, "v1", build)
+    bundles.delta(open_version(tmp_path, "v1"), "v2", tmp_path / "delta")
+    apply_delta(tmp_path, tmp_path / "delta")
+    assert not (tmp_path / "versions" / "v2" / "recorded.json").exists()
+
+
+def test_a_process_killed_anywhere_in_an_application_leaves_the_old_state_and_a_repeated_one_finishes(
+    site: Site, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    other = tmp_path / "other"
+    shutil.copytree(site.root, other)
+    apply_delta(other, site.delta, lambda done, total, what: told.append(what))
+    before = bundles.tree(site.root)
+
+    def apply_until(step: int) -> None:
+        count = iter(range(len(told)))
+
+        def die(done: int, total: int, what: str) -> None:
+            if next(count) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        apply_delta(site.root, site.delta, die)
+
+    for step in range(0, len(told), 4):
+        code, _ = ask_child(partial(apply_until, step))
+        assert code == -signal.SIGKILL
+        assert versions(site.root) == ["v1"]
+        assert {name: data for name, data in bundles.tree(site.root).items() if "/." not in name} == before
+    apply_delta(site.root, site.delta)
+    assert bundles.tree(site.root) == bundles.tree(other)
 
 
 def test_an_altered_parent_is_refused_before_it_spreads(site: Site) -> None:

@@ -28,6 +28,7 @@ from sparsefeed.progress import Progress, silent
 __all__ = [
     "Bundle",
     "Manifest",
+    "is_older_code",
     "open_version",
     "publish_version",
     "read_current",
@@ -262,6 +263,13 @@ def open_version(root: Path, id: str | None = None) -> Bundle:
     if manifest.id != id:
         raise BundleError(f'{path / "bundle.json"}: id: got "{manifest.id}"; the folder is "{id}"; copy it again')
     return Bundle(path, manifest, _digest(path))
+
+
+def is_older_code(version: str, than: str) -> bool:
+    """Whether one `code_version` is a release before another; False of what is no release, like a working copy."""
+    numbers = [re.match(r"(\d+)\.(\d+)\.(\d+)", one) for one in (version, than)]
+    ours, theirs = (tuple(map(int, found.groups())) if found else () for found in numbers)
+    return bool(ours and theirs) and ours < theirs
 
 
 Model = TypeVar("Model", bound=Frozen)

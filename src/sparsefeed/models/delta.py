@@ -24,6 +24,7 @@ from sparsefeed.etl.spec import Name
 from sparsefeed.models.bundle import (
     Bundle,
     Manifest,
+    is_older_code,
     open_version,
     publish_version,
     read_json,
@@ -51,7 +52,8 @@ _REPLACEABLE = frozenset(
     {"dense.onnx", "calibration.json", "snapshot", "transform", "ips.parquet", "metrics.json", "MODEL_CARD.md"}
 )
 _ROW_PARTS, _ID_PARTS = ("rows", "values"), ("upserts", "upsert_rows", "deletes")
-_MADE_ANEW = frozenset({"bundle.json", "tables", "ids", "SHA256SUMS", "READY"})
+# recorded.json: scores of the parent, which are not the new version's.
+_MADE_ANEW = frozenset({"bundle.json", "tables", "ids", "recorded.json", "SHA256SUMS", "READY"})
 
 
 class DeltaManifest(Manifest):
@@ -248,6 +250,11 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
                 f'{delta.path}: {field}: got {got}; after "{parent.id}" it must be {allowed}; '
                 "it is a delta of another version, write it for this one"
             )
+    if is_older_code(manifest.code_version, parent.manifest.code_version):
+        raise BundleError(
+            f'{delta.path}: code_version: got {manifest.code_version}; "{parent.id}" was written by '
+            f"{parent.manifest.code_version}, which is newer; train the day with that or a later one"
+        )
     for path in delta.path.iterdir():
         if path.name not in _OWN | _REPLACEABLE:
             raise BundleError(f"{path}: a delta cannot replace it; it may hold {', '.join(sorted(_REPLACEABLE))}")

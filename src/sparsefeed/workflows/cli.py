@@ -13,12 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsefeed.errors import RequestError, ServeError, SparsefeedError
+from sparsefeed.errors import RequestError, SparsefeedError
 from sparsefeed.workflows.choices import Baseline, Dataset, OnBadFile, Scale, View, Weights
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
+from sparsefeed.workflows.options import ARTIFACTS, TINY, RecipeName, Root, Url
+from sparsefeed.workflows.releasing import canary, publish, pull, push, rollback, shadow
+from sparsefeed.workflows.serve import serve
 from sparsefeed.workflows.show import (
-    curl_line,
     show_findings,
     show_io,
     show_latency,
@@ -36,16 +38,16 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(hps, name="hps")
 app.add_typer(hugectr, name="hugectr")
+app.add_typer(canary, name="canary")
+app.add_typer(shadow, name="shadow")
+for command in (serve, publish, rollback, push, pull):
+    app.command()(command)
 
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name or .yaml file.")]
-Root = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds what a run makes.")]
 LogsFolder = Annotated[
     str | None, typer.Option("--logs", help="Your own logs, a folder or URL; default: the workspace's.")
 ]
-Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC.")]
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 ScaleName = Annotated[Scale | None, typer.Option("--scale", help="Of the simulated feed; default: the recipe's.")]
-_TINY, _ARTIFACTS = "tiny", Path("artifacts")
 
 
 def _day(what: str) -> Any:
@@ -73,7 +75,7 @@ def doctor() -> None:
 
 
 @app.command()
-def simulate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: ScaleName = None) -> None:
+def simulate(recipe: RecipeName = TINY, workspace: Root = ARTIFACTS, scale: ScaleName = None) -> None:
     """Simulate a feed with a known truth: impressions, actions and true probabilities."""
     from sparsefeed.workflows.stages import simulate_logs
 
@@ -87,7 +89,7 @@ def simulate(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: Sc
 def lay_out_logs(
     dataset: Annotated[Dataset, typer.Argument(help="Which; the recipe of that name reads it.")],
     source: Annotated[Path, typer.Argument(help="Folder that it was unpacked to.")],
-    workspace: Root = _ARTIFACTS,
+    workspace: Root = ARTIFACTS,
 ) -> None:
     """Lay a published data set out as the workspace's logs; docs/howto/real_logs.md says where to get it."""
     from sparsefeed.workflows.stages import published_logs
@@ -100,8 +102,8 @@ def lay_out_logs(
 
 @app.command()
 def etl(
-    recipe: RecipeName = _TINY,
-    workspace: Root = _ARTIFACTS,
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
     logs: LogsFolder = None,
     day: Annotated[datetime | None, _day("Add this day of the logs to the ETL that there is.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Tell what would be read and written, and stop.")] = False,
@@ -140,8 +142,8 @@ def etl(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def plan(
     context: typer.Context,
-    recipe: RecipeName = _TINY,
-    workspace: Root = _ARTIFACTS,
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Default: processes of this machine, as the recipe has.")
     ] = None,
@@ -171,8 +173,8 @@ def plan(
 
 @app.command()
 def tune(
-    recipe: RecipeName = _TINY,
-    workspace: Root = _ARTIFACTS,
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
     width: Annotated[bool, typer.Option("--width", help="The widths of the hidden layers.")] = False,
 ) -> None:
     """Measure what a wider or narrower model costs to serve, before one is trained; the recipe stays as it is."""
@@ -187,8 +189,8 @@ def tune(
 
 @app.command()
 def train(
-    recipe: RecipeName = _TINY,
-    workspace: Root = _ARTIFACTS,
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
     weights: Annotated[Weights | None, typer.Option(help="Default: the recipe's.")] = None,
     day: Annotated[datetime | None, _day("Train this day of the ETL, from the day before.")] = None,
     autotune_io: Annotated[
@@ -215,8 +217,8 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    recipe: RecipeName = _TINY,
-    workspace: Root = _ARTIFACTS,
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
     against: Annotated[
         list[Baseline] | None,
         typer.Option(
@@ -243,8 +245,8 @@ def evaluate(
 
 @app.command()
 def export(
-    recipe: RecipeName = _TINY,
-    workspace: Root = _ARTIFACTS,
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
     hps_folder: Annotated[Path | None, typer.Option("--hps", help="Also write it for NVIDIA's HPS here.")] = None,
     taken: Annotated[
         tuple[View, Path] | None,
@@ -290,33 +292,6 @@ def export(
 
 
 @app.command()
-def serve(
-    recipe: RecipeName = _TINY,
-    workspace: Root = _ARTIFACTS,
-    bundle: Annotated[str | None, typer.Option(help="A version's id; default: the current one.")] = None,
-) -> None:
-    """Serve a bundle with tritonserver until Ctrl-C."""
-    from sparsefeed.models.bundle import open_version
-    from sparsefeed.workflows.serving.export import export as export_models
-    from sparsefeed.workflows.serving.server import TritonServer
-
-    place, settings = Workspace(workspace), _load(recipe).serving
-    version = open_version(place.bundles, bundle).id
-    models = export_models(place.bundles, version, settings, place.triton_repo)
-    with stage("serve") as progress:
-        server = TritonServer(place.triton_repo, [version], settings, log_path=place.server_log, progress=progress)
-        server.start()
-    try:
-        console.print(f"bundle {version}: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}")
-        console.print(curl_line(server.http_url, models[-1]), soft_wrap=True)
-        status = server.wait()
-        if status:
-            raise ServeError(f"tritonserver: ended with status {status}; see {place.server_log}")
-    finally:
-        server.stop()
-
-
-@app.command()
 def rank(
     member: Annotated[str, typer.Option(help="Member id; empty for an anonymous one.")],
     posts: Annotated[list[str], typer.Option("--posts", "-p", help="A post id; repeat, or give several with commas.")],
@@ -338,7 +313,7 @@ def rank(
 
 
 @app.command()
-def bench(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFolder = None) -> None:
+def bench(recipe: RecipeName = TINY, workspace: Root = ARTIFACTS, logs: LogsFolder = None) -> None:
     """Measure the current bundle with perf_analyzer on real requests, step by step."""
     from sparsefeed.workflows.measure import measure_serving
 
@@ -348,7 +323,7 @@ def bench(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, logs: LogsFo
 
 
 @app.command()
-def report(workspace: Root = _ARTIFACTS) -> None:
+def report(workspace: Root = ARTIFACTS) -> None:
     """Write one self-contained page of what the workspace holds."""
     from sparsefeed.workflows.report import write_report
 
@@ -358,7 +333,7 @@ def report(workspace: Root = _ARTIFACTS) -> None:
 
 
 @app.command()
-def demo(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: ScaleName = None) -> None:
+def demo(recipe: RecipeName = TINY, workspace: Root = ARTIFACTS, scale: ScaleName = None) -> None:
     """The whole way on this machine: logs, ids, training, bundle, Triton, a ranked feed, a report."""
     from sparsefeed.workflows.demo import run_demo
 
@@ -369,8 +344,8 @@ def demo(recipe: RecipeName = _TINY, workspace: Root = _ARTIFACTS, scale: ScaleN
     show_latency(summary.latency)
     console.print(f"\nthe whole way took {summary.seconds:.0f} s; bundle {summary.bundle}, report {summary.report}")
     program = "sparsefeed" if shutil.which("sparsefeed") else os.path.relpath(sys.argv[0])
-    options = "" if recipe == _TINY else f" -r {recipe}"
-    options += "" if workspace == _ARTIFACTS else f" -w {workspace}"
+    options = "" if recipe == TINY else f" -r {recipe}"
+    options += "" if workspace == ARTIFACTS else f" -w {workspace}"
     posts = ",".join(summary.posts[:3])
     console.print(f"serve it: {program} serve{options}", soft_wrap=True)
     console.print(f"and ask:  {program} rank --member {summary.member} --posts {posts}", soft_wrap=True)

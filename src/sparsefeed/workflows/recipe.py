@@ -14,6 +14,7 @@ from sparsefeed.etl.config import EtlConfig
 from sparsefeed.etl.simulate import SimulateConfig
 from sparsefeed.etl.spec import FeedSpec, Frozen, validate
 from sparsefeed.models.config import ModelConfig, TrainConfig
+from sparsefeed.workflows.release.config import ReleaseConfig
 from sparsefeed.workflows.serving.config import ServingConfig
 
 __all__ = ["Recipe", "load_recipe", "recipe_names"]
@@ -22,7 +23,7 @@ _FOLDER = Path(__file__).parent / "recipes"
 
 
 class Recipe(Frozen):
-    """A feed and how to simulate, prepare, train and serve it."""
+    """A feed and how to simulate, prepare, train, serve and release it."""
 
     feed: FeedSpec
     simulate: SimulateConfig | None = None  # None: the logs are real
@@ -30,6 +31,7 @@ class Recipe(Frozen):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     serving: ServingConfig = ServingConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
 
 def recipe_names() -> list[str]:

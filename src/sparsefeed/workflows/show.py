@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,9 +10,9 @@ from rich.table import Table
 from sparsefeed.workflows.console import console
 
 __all__ = [
-    "curl_line",
     "show_findings",
     "show_io",
+    "show_judgement",
     "show_latency",
     "show_plan",
     "show_quality",
@@ -53,6 +52,19 @@ def show_stages(stages: Any) -> None:
         kept = "" if one.kept else "removed at the end"
         table.add_row(one.name, one.does, str(one.tasks), str(len(one.columns)), f"{one.rows:,}", *sizes, kept)
     console.print(table)
+
+
+def show_judgement(judgement: Any) -> None:
+    """A table of a canary's guardrails, and the verdict (workflows.release.judge)."""
+    table = Table(box=None, header_style="bold")
+    for heading in ("guardrail", "stable", "canary", "worse by", "at least", "at most", "allowed", ""):
+        table.add_column(heading, justify="left" if heading in ("guardrail", "") else "right")
+    for rail in judgement.rails:
+        figures = (rail.stable, rail.canary, rail.harm, rail.at_least, rail.at_most, rail.allowed)
+        table.add_row(rail.name, *(f"{figure:.4g}" for figure in figures), rail.state)
+    console.print(table)
+    counted = f"{judgement.canary_requests:,} requests of the canary, {judgement.stable_requests:,} of the stable"
+    console.print(f"{judgement.verdict}: {judgement.why}; {counted}", soft_wrap=True)
 
 
 def show_io(tried: list[dict[str, Any]]) -> None:
@@ -190,13 +202,3 @@ def _verdict(tuning: Any) -> str:
         return f"the widest within {budget} is the recipe's own"
     words = ", ".join(map(str, tuning.widest.hidden))
     return f"the widest within {budget}: write it into the recipe and train: model: {{hidden: [{words}]}}"
-
-
-def curl_line(http_url: str, model: str) -> str:
-    """A request to a server's ranker, to paste into a shell."""
-
-    def tensor(name: str, *values: str) -> dict[str, Any]:
-        return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values}
-
-    request = json.dumps({"inputs": [tensor("member_id", "MEMBER"), tensor("post_ids", "POST", "POST")]})
-    return f"curl -s http://{http_url}/v2/models/{model}/infer -d '{request}'"

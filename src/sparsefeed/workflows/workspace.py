@@ -57,6 +57,15 @@ class Workspace:
         """Deployable Triton model folders."""
         return self.root / "triton_repo"
 
+    def server(self, replica: int = 0) -> Workspace:
+        """Where another server on this machine keeps its models, routes and log; the workspace itself for the first."""
+        return Workspace(self.root / "replicas" / str(replica)) if replica else self
+
+    @property
+    def release(self) -> Path:
+        """Routes of the server, the log of its releases, its figures."""
+        return self.root / "release"
+
     @property
     def server_log(self) -> Path:
         """What tritonserver printed."""

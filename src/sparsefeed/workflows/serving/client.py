@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import RequestError, ServeError, ToolError
-from sparsefeed.workflows.serving.request import UNKNOWN_BITS, ranker_name
+from sparsefeed.workflows.serving.request import OUTPUTS, ROUTER, UNKNOWN_BITS, ranker_name
 
 __all__ = ["FeedClient", "Ranking"]
 
 _PREFIX = ranker_name() + "_"
-_OUTPUTS = ("probability", "score", "unknown", "bundle")
 # What a client must mend itself, as gRPC and HTTP say it.
 _REFUSED = ("StatusCode.INVALID_ARGUMENT", "400")
 
@@ -58,7 +57,8 @@ class FeedClient:
 
     Args:
         url: host:port of the protocol.
-        bundle: Which bundle to ask; None takes the only one that is ready, and looks again when it is taken away.
+        bundle: Which bundle to ask; None asks the router, which knows. Without a router it takes the only bundle that
+            is ready, and looks again when it is taken away.
         protocol: gRPC, or HTTP with binary tensors.
         timeout_s: Seconds until a call is given up.
     """
@@ -103,15 +103,12 @@ class FeedClient:
 
     def bundles(self) -> tuple[str, ...]:
         """Ids of the bundles that are ready, sorted."""
+        return tuple(sorted(name.removeprefix(_PREFIX) for name in self._ready() if name.startswith(_PREFIX)))
+
+    def _ready(self) -> set[str]:
         index = self._call(self._client.get_model_repository_index, **self._as_json)
         models = index.get("models", []) if isinstance(index, dict) else index
-        return tuple(
-            sorted(
-                model["name"].removeprefix(_PREFIX)
-                for model in models
-                if model["name"].startswith(_PREFIX) and model.get("state") == "READY"
-            )
-        )
+        return {model["name"] for model in models if model.get("state") == "READY"}
 
     def rank(
         self, member: str, posts: Sequence[str], overrides: Mapping[str, Mapping[str, Any]] | None = None
@@ -132,17 +129,17 @@ class FeedClient:
         inputs = [self._text("member_id", [member]), self._text("post_ids", posts)]
         if overrides:
             inputs.append(self._text("overrides", [json.dumps(overrides)]))
-        bundle, responses = self._target()
+        model, responses = self._target()
         try:
-            answer = self._infer(bundle, inputs)
+            answer = self._infer(model, inputs)
         except ServeError:
             # A release may have replaced the bundle found before; only then is the request sent again.
-            if self._bundle is not None or bundle in self.bundles():
+            if self._bundle is not None or model in self._ready():
                 raise
             self._found = None
-            bundle, responses = self._target()
-            answer = self._infer(bundle, inputs)
-        probability, score, unknown, name = (answer.as_numpy(output) for output in _OUTPUTS)
+            model, responses = self._target()
+            answer = self._infer(model, inputs)
+        probability, score, unknown, name = (answer.as_numpy(output) for output in OUTPUTS)
         return Ranking(
             posts=tuple(posts),
             probability={response: probability[:, i] for i, response in enumerate(responses)},
@@ -152,30 +149,32 @@ class FeedClient:
         )
 
     def _target(self) -> tuple[str, tuple[str, ...]]:
-        """Find, once, the bundle to ask and the responses it gives."""
+        """Find, once, the model to ask and the responses it gives."""
         if self._found is None:
             ready = self.bundles()
-            if self._bundle is None and len(ready) != 1:
+            routed = self._bundle is None and ROUTER in self._ready()
+            if self._bundle is None and len(ready) != 1 and not routed:
                 said = (
                     f"{len(ready)} bundles are ready ({', '.join(ready)}); name one of them"
                     if ready
                     else "no bundle is ready; load one"
                 )
                 raise ServeError(f"{self._url}: {said}")
-            bundle = ready[0] if self._bundle is None else self._bundle
-            if bundle not in ready:
+            bundle = self._bundle if self._bundle is not None else next(iter(ready), "")
+            if not routed and bundle not in ready:
                 raise ServeError(
                     f'{self._url}: bundle "{bundle}" is not ready; ready are: {", ".join(ready) or "none"}'
                 )
-            config = self._call(self._client.get_model_config, ranker_name(bundle), **self._as_json)
+            model = ROUTER if routed else ranker_name(bundle)
+            config = self._call(self._client.get_model_config, model, **self._as_json)
             config = config.get("config", config)
             responses = json.loads(config["parameters"]["responses"]["string_value"])
-            self._found = bundle, tuple(responses)
+            self._found = model, tuple(responses)
         return self._found
 
-    def _infer(self, bundle: str, inputs: list[Any]) -> Any:
-        outputs = [self._triton.InferRequestedOutput(name) for name in _OUTPUTS]
-        return self._call(self._client.infer, ranker_name(bundle), inputs, outputs=outputs)
+    def _infer(self, model: str, inputs: list[Any]) -> Any:
+        outputs = [self._triton.InferRequestedOutput(name) for name in OUTPUTS]
+        return self._call(self._client.infer, model, inputs, outputs=outputs)
 
     def _text(self, name: str, texts: Sequence[str]) -> Any:
         tensor = self._triton.InferInput(name, [len(texts)], "BYTES")

@@ -18,6 +18,7 @@ class Instances(Frozen):
     transform: int = Field(default=2, ge=1, le=64)
     hps: int = Field(default=1, ge=1, le=64)
     dense: int = Field(default=2, ge=1, le=64)
+    router: int = Field(default=2, ge=1, le=64)  # each waits for the request that it has sent on
 
 
 class ServingConfig(Frozen):

@@ -26,6 +26,11 @@ class ModelControl:
         prefix = ranker_name() + "_"
         return tuple(sorted(m["name"].removeprefix(prefix) for m in models if m["name"].startswith(prefix)))
 
+    def parameters(self, model: str) -> dict[str, str]:
+        """The parameters in a ready model's configuration; ServeError when it is not ready."""
+        config = json.loads(self._call(f"{self._url.removesuffix('/repository')}/models/{model}/config", None))
+        return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
     def load(self, bundle: str) -> None:
         """Load a bundle's ensemble, and its steps with it; warm when this returns. ServeError says why it cannot."""
         self._post(f"/models/{ranker_name(bundle)}/load", {})

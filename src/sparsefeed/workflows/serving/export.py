@@ -17,9 +17,9 @@ from sparsefeed.models.bundle import Bundle, open_version
 from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.serving.native import native_files
 from sparsefeed.workflows.serving.template import TEMPLATE, write_model
-from sparsefeed.workflows.serving.triton_models import TritonModel, models_of
+from sparsefeed.workflows.serving.triton_models import TritonModel, models_of, router_of
 
-__all__ = ["export"]
+__all__ = ["export", "export_router"]
 
 
 def export(bundle_root: Path, bundle: str | None, config: ServingConfig, out: Path) -> list[str]:
@@ -51,6 +51,25 @@ def export(bundle_root: Path, bundle: str | None, config: ServingConfig, out: Pa
         for template_name, model in models.items():
             _place(template_name, model, Path(scratch), out)
     return [model.name for model in models.values()]
+
+
+def export_router(version: Bundle, config: ServingConfig, release: Path, out: Path) -> str:
+    """Write the router into a model repository; it answers by the route file in `release`.
+
+    Args:
+        version: Any of the bundles that it may name; gives the tensors.
+        config: Its gRPC port is the server's.
+        release: The folder with routes.json.
+        out: The model repository.
+
+    Returns:
+        The model's name.
+    """
+    model = router_of(FeedSpec.load(version.spec), config, f"127.0.0.1:{config.grpc_port}", release.resolve())
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
+        _place(model.name, model, Path(scratch), out)
+    return model.name
 
 
 def _place(template_name: str, model: TritonModel, scratch: Path, out: Path) -> None:

@@ -26,7 +26,7 @@ from sparsefeed.errors import ServeError
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.serving.native import require_built
-from sparsefeed.workflows.serving.request import STEPS, ranker_name
+from sparsefeed.workflows.serving.request import ROUTER, STEPS, ranker_name
 from sparsefeed.workflows.serving.runtime import TritonRuntime
 
 __all__ = ["TritonServer"]
@@ -62,6 +62,7 @@ class TritonServer:
         bundles: Sequence[str],
         config: ServingConfig,
         *,
+        router: bool = False,
         log_path: Path | None = None,
         timeout_s: float = 120.0,
         progress: Progress = silent,
@@ -72,13 +73,14 @@ class TritonServer:
             repository: Folder that `export` wrote.
             bundles: Ids whose ensembles are loaded at start.
             config: Its ports are the server's; the rest was written into the repository by `export`.
+            router: Load the router, too, which `export_router` wrote.
             log_path: The server's log; None keeps it in a temporary folder until the server stops.
             timeout_s: Seconds until ready, after which the start is given up.
             progress: Told of each model loaded.
         """
         self._repository = Path(repository)
         self._bundles = tuple(bundles)
-        self._models = [ranker_name(bundle) for bundle in bundles]
+        self._models = [*(ranker_name(bundle) for bundle in bundles), *([ROUTER] if router else [])]
         self._config = config
         self._log_path = log_path
         self._timeout_s = timeout_s
@@ -229,7 +231,7 @@ class TritonServer:
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
-        total = len(self._models) * (len(STEPS) + 1)
+        total = sum(1 if model == ROUTER else len(STEPS) + 1 for model in self._models)
         deadline = time.monotonic() + self._timeout_s
         num_loaded = -1
         while not (_is_ready(self.http_url) and _listens(self._config.metrics_port)):  # which opens after HTTP

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.workflows.serving.config import ServingConfig
-from sparsefeed.workflows.serving.triton_models import TritonModel, models_of
+from sparsefeed.workflows.serving.triton_models import TritonModel, models_of, router_of
 
 __all__ = ["TEMPLATE", "write_model", "write_template"]
 
@@ -31,3 +31,5 @@ def write_template(spec: FeedSpec, config: ServingConfig, out: Path = TEMPLATE) 
     """Write the generated part of the template for a spec; its model.py files are written by hand."""
     for name, model in models_of(spec, config).items():
         write_model(model, out / name)
+    router = router_of(spec, config)
+    write_model(router, out / router.name)

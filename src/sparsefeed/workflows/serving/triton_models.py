@@ -1,4 +1,4 @@
-"""The four Triton models of a bundle, built as the real protobuf.
+"""The four Triton models of a bundle, and the router before them, built as the real protobuf.
 
 Notable: a configuration is a `ModelConfig` message until the moment it is written as text, so a field
 Triton does not have cannot be written; and all shapes come from the FeedSpec, so the ensemble cannot
@@ -20,9 +20,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from sparsefeed.etl.spec import FeedSpec, side_of
 from sparsefeed.native.library import BACKEND
 from sparsefeed.workflows.serving.config import ServingConfig
-from sparsefeed.workflows.serving.request import RANKER, ranker_name, step_name
+from sparsefeed.workflows.serving.request import RANKER, ROUTER, ranker_name, step_name
 
-__all__ = ["TritonModel", "models_of"]
+__all__ = ["TritonModel", "models_of", "router_of"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,25 @@ def models_of(
     warm_up = {"NUMKEYS": np.array(_warm_counts(spec), np.int32).tobytes()} if config.warm_up else None
     models = {name: _step_model(step_name(name, bundle), step, warm_up) for name, step in steps.items()}
     return models | {RANKER: _ensemble(spec, bundle, steps)}
+
+
+def router_of(spec: FeedSpec, config: ServingConfig, grpc_url: str = "", release: Path | None = None) -> TritonModel:
+    """Make the router, which takes a request and answers by the bundle that its route file names.
+
+    Args:
+        spec: of the bundles; all have one spec's responses.
+        config: Instances.
+        grpc_url: host:port of the server it is in; copies for the shadow are sent there.
+        release: The folder with routes.json; None for the template.
+    """
+    parameters = {"release": str(release or ""), "grpc_url": grpc_url, "responses": _responses(spec)}
+    step = _Step(_request(), [*_answers(spec), *_flags()], config.instances.router, parameters)
+    return _step_model(ROUTER, step, None)
+
+
+def _responses(spec: FeedSpec) -> str:
+    # A client names the columns of `probability` from here.
+    return json.dumps([response.name for response in spec.responses])
 
 
 def _request() -> list[Tensor]:
@@ -214,7 +233,6 @@ def _ensemble(spec: FeedSpec, bundle: str, steps: Mapping[str, _Step]) -> Triton
         input=_declared(_request()),
         output=[pb.ModelOutput(name=t.name, data_type=t.data_type, dims=t.shape) for t in answers],
         ensemble_scheduling=scheduling,
-        # A client names the columns of `probability` from here.
-        parameters={"responses": pb.ModelParameter(string_value=json.dumps([r.name for r in spec.responses]))},
+        parameters={"responses": pb.ModelParameter(string_value=_responses(spec))},
     )
     return TritonModel(config, {})

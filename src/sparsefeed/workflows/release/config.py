@@ -1,0 +1,32 @@
+"""How releases are kept and canaries judged; a recipe's section `release`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sparsefeed.etl.spec import Frozen
+
+__all__ = ["Guardrails", "ReleaseConfig"]
+
+
+class Guardrails(Frozen):
+    """What a canary may be worse by; beyond it, it is aborted. A rail that is None is not watched."""
+
+    confidence: float = Field(default=0.99, gt=0.5, lt=1)  # of all rails together, however often one looks
+    min_requests: int = Field(default=500, ge=1)  # of the canary, before it may pass
+    error_rate: float | None = Field(default=0.005, ge=0, lt=1)  # canary's minus stable's
+    p99_ratio: float | None = Field(default=1.5, ge=1)  # canary's p99 latency over stable's
+    psi: float | None = Field(default=0.25, gt=0)  # population stability index of scores, ten bins
+    ks: float | None = Field(default=None, gt=0, lt=1)  # largest difference of the scores' cumulative shares
+    unknown_rate: float | None = Field(default=0.05, ge=0, lt=1)  # of posts without a row, canary's minus stable's
+    response_drop: float | None = Field(default=0.1, ge=0, lt=1)  # relative, of each response's rate, by posted labels
+    design_effect: float = Field(default=1.0, ge=1)  # how much more rates vary than if events were independent
+
+
+class ReleaseConfig(Frozen):
+    """How releases are kept and canaries judged."""
+
+    keep_versions: int = Field(default=3, ge=2, le=50)  # those that something names apart
+    canary_percent: float = Field(default=5.0, gt=0, le=100)
+    look_every_s: float = Field(default=10.0, gt=0)  # of `canary watch`
+    guardrails: Guardrails = Guardrails()

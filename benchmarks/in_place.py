@@ -17,6 +17,7 @@ from results import Recorder, Row
 
 from sparsefeed.etl import frame
 from sparsefeed.etl.ids import IdMap
+from sparsefeed.etl.ids.probe import Probe
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.ops import history, map_ids
@@ -109,7 +110,7 @@ def _request_ms(spec: FeedSpec, workspace: Workspace, logs: str, num_candidates:
             "member_id": np.array([member.encode()], object),
             "post_ids": np.array([post.encode() for post in posts], object),
         }
-        with clocked((transform, "hash_strings"), (IdMap, "lookup"), (IdMap, "encode")) as watch:
+        with clocked((transform, "hash_bytes"), (Probe, "of_keys"), (IdMap, "encode")) as watch:
             (answer,) = step.run([tensors])
         if isinstance(answer, Exception):
             raise answer

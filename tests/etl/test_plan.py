@@ -46,3 +46,18 @@ def test_standardising_is_fill_log_centre_and_scale() -> None:
 
 def test_a_side_without_dense_features_gives_an_empty_matrix() -> None:
     assert DensePlan((), (), (), (), ()).apply(np.zeros((3, 0), np.float32)).shape == (3, 0)
+
+
+def test_a_side_is_standardised_as_each_of_its_columns_is() -> None:
+    raw = np.random.default_rng(0).normal(scale=30, size=(101, 5)).astype(np.float32)
+    raw[::7, 2] = np.nan
+    before = raw.copy()
+    plan = DensePlan(
+        tuple("abcde"), (1, 2, 3, 4, 5), (True, False, True, True, False), (0, 1, 2, 3, 4), (1, 2, 0, 3, 0)
+    )
+    got = plan.apply(raw)
+    assert got.dtype == np.float32
+    for i in range(5):
+        column = standardise(raw[:, i], plan.fill[i], plan.log[i], plan.mean[i], plan.std[i])
+        np.testing.assert_allclose(got[:, i], column, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(raw, before)

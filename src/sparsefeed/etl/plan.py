@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
-from sparsefeed.etl.kernels.dense import standardise
 
 __all__ = ["FORMAT", "DensePlan", "LookupPlan", "ServingPlan", "TablePlan"]
 
@@ -56,10 +56,27 @@ class DensePlan:
 
     def apply(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Fill, log and standardise raw values [n, D] -> float32 [n, D]; `raw` is left as it is."""
-        out = np.empty(raw.shape, np.float32)
-        for i in range(len(self.names)):
-            out[:, i] = standardise(raw[:, i], self.fill[i], self.log[i], self.mean[i], self.std[i])
+        fill, mean, std = self._scales
+        out = np.where(np.isnan(raw), fill, raw).astype(np.float32, copy=False)
+        for columns in self._logs:  # kernels.dense.standardise says what is done, a column at a time
+            part = out[:, columns]
+            np.maximum(part, np.float32(0), out=part)
+            part += np.float32(1)
+            np.log(part, out=part)
+        out -= mean
+        out /= std
         return out
+
+    @cached_property
+    def _scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        std = np.array(self.std, np.float32)
+        return np.array(self.fill, np.float32), np.array(self.mean, np.float32), np.where(std > 0, std, np.float32(1))
+
+    @cached_property
+    def _logs(self) -> tuple[slice, ...]:
+        """Columns with a logarithm, as runs of neighbours."""
+        edges = np.flatnonzero(np.diff(np.array([False, *self.log, False], np.int8)))
+        return tuple(slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
 from sparsefeed.etl.array_file import ArrayFile
+from sparsefeed.etl.kernels.state import find_sorted, read_only
 
 __all__ = ["FORMAT", "SideWriter", "Snapshot", "SnapshotSide", "write_header"]
 
@@ -50,10 +51,9 @@ class SnapshotSide:
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Index of each key, -1 where it is unknown; O(log n) memory accesses a key."""
-        if len(self.keys) == 0:
-            return np.full(len(keys), -1, np.int64)
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, at, -1).astype(np.int64)
+        found = np.empty(len(keys), np.int64)
+        find_sorted(read_only(self.keys), keys, found)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write the side's .npy files into a new folder."""

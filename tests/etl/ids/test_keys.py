@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sparsefeed.errors import IdError
 from sparsefeed.etl.ids import hash_ints, hash_strings
-from sparsefeed.etl.ids.keys import over_strings
+from sparsefeed.etl.ids.keys import hash_bytes, over_strings
 
 STRINGS = st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=80), max_size=30)
 
@@ -141,3 +141,9 @@ def test_a_dictionary_is_hashed_once_for_all_chunks_that_share_it_and_not_for_a_
     over_strings(whole[3:13], of_buffers, (np.float64(0),))
     assert sizes == [10]
     assert as_lists(hash_strings(whole[3:13], 1)) == (expected[3:13].tolist(), valid[3:13].tolist())
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=80), max_size=30), st.integers(0, 2**64 - 1))
+def test_bytes_hash_without_arrow_as_with_it(strings: list[bytes], seed: int) -> None:
+    assert hash_bytes(strings, seed).tolist() == hash_strings(strings, seed)[0].tolist()

@@ -64,6 +64,18 @@ class DenseStep(Step[DenseRequest]):
         self._plan = plan
         self._graph = graph
         self._weights = np.array(plan.score_weights, np.float32)
+        # What a member or candidate has in OUTPUT0, in its order: name, side, shape and floats.
+        self._shapes = [
+            (
+                item.name,
+                item.side,
+                (table.dim,) if item.kind == "id" else (item.max_length, table.dim),
+                item.max_length * table.dim,
+            )
+            for table in plan.tables
+            for item in plan.lookups
+            if item.table == table.name
+        ]
 
     @classmethod
     def open(cls, parameters: Mapping[str, str]) -> DenseStep:
@@ -105,6 +117,8 @@ class DenseStep(Step[DenseRequest]):
             )
         probability = self._graph(inputs)
         score = probability @ self._weights
+        if len(requests) == 1:
+            return [{"probability": probability, "score": score}]
         ends = np.cumsum([len(request.inputs["member_index"]) for request in requests])[:-1]
         return [
             {"probability": part, "score": total}
@@ -113,16 +127,13 @@ class DenseStep(Step[DenseRequest]):
 
     def _cut(self, flat: NDArray[np.float32], rows: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
         """Per lookup float32 [rows, d] or [rows, L, d], views of the flat table-major vectors."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for table in self._plan.tables:
-            for item in self._plan.lookups:
-                if item.table == table.name:
-                    lists = () if item.kind == "id" else (item.max_length,)
-                    shapes[item.name] = (rows[item.side], *lists, table.dim)
-        sizes = [int(np.prod(shape)) for shape in shapes.values()]
-        _shaped("OUTPUT0", flat, (sum(sizes),))
-        parts = np.split(flat, np.cumsum(sizes)[:-1])
-        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        _shaped("OUTPUT0", flat, (sum(rows[side] * size for _, side, _, size in self._shapes),))
+        vectors, at = {}, 0
+        for name, side, shape, size in self._shapes:
+            end = at + rows[side] * size
+            vectors[name] = flat[at:end].reshape(rows[side], *shape)
+            at = end
+        return vectors
 
 
 def _shaped(name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.etl.ids.keys import hash_strings
+from sparsefeed.etl.kernels.state import read_only, take_floats, take_keys, take_lists
 from sparsefeed.etl.plan import DensePlan, LookupPlan
 from sparsefeed.etl.snapshot import SnapshotSide
 from sparsefeed.workflows.serving.steps.overrides import Value
@@ -40,34 +41,37 @@ class SideState:
 
     @classmethod
     def read(
-        cls, side: SnapshotSide, own: str | None, own_keys: NDArray[np.uint64], lookups: Sequence[LookupPlan]
+        cls,
+        side: SnapshotSide,
+        own: str | None,
+        own_keys: NDArray[np.uint64],
+        lookups: Sequence[LookupPlan],
+        keys: dict[str, NDArray[np.uint64]],
     ) -> SideState:
-        """State of these ids; `own` is the feature whose key the caller has, so that an unknown id keeps it."""
-        index = side.find(own_keys)
-        found = index >= 0
-        at = index[found]
-        num = len(own_keys)
-        dense = np.full((num, side.dense.shape[1]), np.nan, np.float32)
-        dense[found] = np.asarray(side.dense)[at]
-        keys: dict[str, NDArray[np.uint64]] = {}
-        lengths: dict[str, NDArray[np.int64]] = {}
+        """State of these ids.
+
+        Args:
+            side: of the snapshot.
+            own: the feature whose key the caller has, so that an unknown id keeps it.
+            own_keys: uint64 [n].
+            lookups: of the side.
+            keys: where the keys are written to, and what the state holds: per lookup uint64 [n, max_length].
+        """
+        at = side.find(own_keys)
+        dense = np.empty((len(at), side.dense.shape[1]), np.float32)
+        take_floats(read_only(side.dense), at, dense)
+        ones, lengths = np.ones(len(at), np.int64), {}
         for item in lookups:
-            column = np.zeros((num, item.max_length), np.uint64)
-            length = np.ones(num, np.int64)
+            lengths[item.name] = ones
             if item.name == own:
-                column[:, 0] = own_keys
+                keys[item.name][:, 0] = own_keys
             elif item.kind == "id":
-                column[found, 0] = np.asarray(side.ids[item.name])[at]
+                take_keys(read_only(side.ids[item.name]), at, keys[item.name])
             else:
-                offsets, values = (np.asarray(array) for array in side.lists[item.name])
-                length[:] = 0
-                length[found] = np.minimum(offsets[at + 1] - offsets[at], item.max_length)
-                inside = np.arange(item.max_length) < length[:, None]
-                starts = np.zeros(num, np.int64)
-                starts[found] = offsets[at]
-                column[inside] = values[(starts[:, None] + np.arange(item.max_length))[inside]]
-            keys[item.name], lengths[item.name] = column, length
-        return cls(found, dense, keys, lengths)
+                lengths[item.name] = np.empty(len(at), np.int64)
+                offsets, values = side.lists[item.name]
+                take_lists(read_only(offsets), read_only(values), at, keys[item.name], lengths[item.name])
+        return cls(at >= 0, dense, keys, lengths)
 
     def override(self, changes: Iterable[tuple[int, Mapping[str, Value]]], dense: DensePlan, key_seed: int) -> None:
         """Replace features of single rows, in place; ids beyond a feature's `max_length` are dropped, in order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import RequestError
-from sparsefeed.etl.ids.id_map import IdMap
-from sparsefeed.etl.ids.keys import hash_strings
+from sparsefeed.etl.ids.id_map import NULL_ROW, PADDING_ROW, IdMap
+from sparsefeed.etl.ids.keys import hash_bytes
+from sparsefeed.etl.kernels.state import flag_strange, pad_rows
 from sparsefeed.etl.plan import LookupPlan, ServingPlan
 from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.workflows.serving.request import UNKNOWN_BITS
@@ -49,6 +51,8 @@ class TransformStep(Step[RankRequest]):
         self._snapshot = snapshot
         self._max_candidates = max_candidates
         self._schema = OverrideSchema(plan)
+        self._name = np.array([bundle.encode()], object)
+        self._by_table = [[item for item in plan.lookups if item.table == table.name] for table in plan.tables]
         self._lookups = {
             side: tuple(item for item in plan.lookups if item.side == side) for side in ("member", "candidate")
         }
@@ -84,67 +88,76 @@ class TransformStep(Step[RankRequest]):
     def compute(self, requests: Sequence[RankRequest]) -> list[Tensors]:
         """Read the state of all members and posts, map all ids, and cut the result by request."""
         plan, num = self._plan, len(requests)
-        ends = np.cumsum([len(request.posts) for request in requests]).tolist()
+        members = [request.member for request in requests]
+        strings = requests[0].posts if num == 1 else [post for request in requests for post in request.posts]
+        own_keys = hash_bytes([*members, *strings], plan.key_seed)
+        # The keys of all ids lie as KEYS has them, so that one request's rows are KEYS as they are.
+        places, starts = self._places({"member": num, "candidate": len(strings)})
+        hashed = np.empty(starts[-1], np.uint64)
+        keys = {item.name: hashed[place].reshape(-1, item.max_length) for item, place in places}
+        member = SideState.read(self._snapshot.member, plan.member, own_keys[:num], self._lookups["member"], keys)
+        posts = SideState.read(self._snapshot.post, plan.post, own_keys[num:], self._lookups["candidate"], keys)
+        overridden: list[int] = []
+        if any(request.overrides is not NOTHING for request in requests):
+            overridden = self._override(requests, member, posts)
+        flat = np.empty(starts[-1], np.int64)
+        rows = {item.name: flat[place].reshape(-1, item.max_length) for item, place in places}
+        for table, (start, stop) in zip(plan.tables, pairwise(starts), strict=True):
+            self._id_maps[table.name].probe.of_keys(hashed[start:stop], flat[start:stop])
+        for item, _ in places:
+            lengths = (member if item.side == "member" else posts).lengths[item.name]
+            pad_rows(keys[item.name], lengths, PADDING_ROW, NULL_ROW, rows[item.name])
+        self._tell_apart(rows, member, posts, members, strings)
+        ends = list(accumulate(len(request.posts) for request in requests))
         cuts = [slice(end - len(request.posts), end) for request, end in zip(requests, ends, strict=True)]
-        strings = [request.member for request in requests] + [post for request in requests for post in request.posts]
-        keys, _ = hash_strings(strings, plan.key_seed)
-        member = SideState.read(self._snapshot.member, plan.member, keys[:num], self._lookups["member"])
-        posts = SideState.read(self._snapshot.post, plan.post, keys[num:], self._lookups["candidate"])
-        overridden = [
-            (cut.start + i, request.overrides.posts[post])
-            for request, cut in zip(requests, cuts, strict=True)
-            if request.overrides.posts
-            for i, post in enumerate(request.posts)
-            if post in request.overrides.posts
-        ]
-        member.override(((i, r.overrides.member) for i, r in enumerate(requests)), plan.member_dense, plan.key_seed)
-        posts.override(overridden, plan.candidate_dense, plan.key_seed)
-        rows = self._rows(member, posts)
-        self._tell_apart(rows, member, posts, strings[:num], strings[num:])
-        unknown = self._unknown(rows, member, posts, cuts, [row for row, _ in overridden])
-        member_dense = plan.member_dense.apply(member.dense)
-        candidate_dense = plan.candidate_dense.apply(posts.dense)
+        unknown = self._unknown(rows, member, posts, cuts, overridden)
+        dense = {}
+        if plan.member_dense.names:
+            dense["member_dense"] = plan.member_dense.apply(member.dense)
+        if plan.candidate_dense.names:
+            dense["candidate_dense"] = plan.candidate_dense.apply(posts.dense)
         answers: list[Tensors] = []
         for i, cut in enumerate(cuts):
-            sides: dict[str, tuple[SideState, slice]] = {"member": (member, slice(i, i + 1)), "candidate": (posts, cut)}
-            by_table = [
-                [rows[item.name][sides[item.side][1]].ravel() for item in plan.lookups if item.table == table.name]
-                for table in plan.tables
-            ]
+            parts = {"member": slice(i, i + 1), "candidate": cut}
+            mine, mine_starts = flat, starts
+            if num > 1:
+                mine = np.concatenate([rows[item.name][parts[item.side]].ravel() for item, _ in places])
+                _, mine_starts = self._places({"member": 1, "candidate": cut.stop - cut.start})
             answer: dict[str, NDArray[Any]] = {
-                "KEYS": np.concatenate([part for parts in by_table for part in parts])[None],
-                "NUMKEYS": np.array([[sum(map(len, parts)) for parts in by_table]], np.int32),
+                "KEYS": mine[None],
+                "NUMKEYS": np.array([[b - a for a, b in pairwise(mine_starts)]], np.int32),
                 "member_index": np.zeros(cut.stop - cut.start, np.int64),
                 "unknown": unknown[cut],
-                "bundle": np.array([self.bundle.encode()], object),
+                "bundle": self._name,
             }
-            if plan.member_dense.names:
-                answer["member_dense"] = member_dense[i : i + 1]
-            if plan.candidate_dense.names:
-                answer["candidate_dense"] = candidate_dense[cut]
-            for item in plan.lookups:
-                if item.kind != "id":
-                    side, part = sides[item.side]
-                    answer[f"len_{item.name}"] = side.lengths[item.name][part]
+            for side, state in (("member", member), ("candidate", posts)):
+                if f"{side}_dense" in dense:
+                    answer[f"{side}_dense"] = dense[f"{side}_dense"][parts[side]]
+                for item in self._lookups[side]:
+                    if item.kind != "id":
+                        answer[f"len_{item.name}"] = state.lengths[item.name][parts[side]]
             answers.append(answer)
         return answers
 
-    def _rows(self, member: SideState, posts: SideState) -> dict[str, NDArray[np.int64]]:
-        """Per lookup, int64 [rows, max_length]: the table's row of each key, 0 beyond the length."""
-        state = {"member": member, "candidate": posts}
-        rows: dict[str, NDArray[np.int64]] = {}
-        for table in self._plan.tables:
-            items = [item for item in self._plan.lookups if item.table == table.name]
-            keys = np.concatenate([state[item.side].keys[item.name].ravel() for item in items])
-            found = self._id_maps[table.name].lookup(keys, keys != 0)
-            start = 0
+    def _places(self, num_rows: Mapping[str, int]) -> tuple[list[tuple[LookupPlan, slice]], list[int]]:
+        """Where the ids of each lookup lie among all, in the order of KEYS; and where each table's begin and end."""
+        places, starts, at = [], [0], 0
+        for items in self._by_table:
             for item in items:
-                shape = state[item.side].keys[item.name].shape
-                part = found[start : start + shape[0] * shape[1]].reshape(shape)
-                start += part.size
-                inside = np.arange(shape[1]) < state[item.side].lengths[item.name][:, None]
-                rows[item.name] = np.where(inside, part, 0)
-        return rows
+                end = at + num_rows[item.side] * item.max_length
+                places.append((item, slice(at, end)))
+                at = end
+            starts.append(at)
+        return places, starts
+
+    def _override(self, requests: Sequence[RankRequest], member: SideState, posts: SideState) -> list[int]:
+        """Put what the requests bring along in place of what the snapshot has; the posts' rows that they are of."""
+        plan = self._plan
+        numbered = enumerate((request, post) for request in requests for post in request.posts)
+        overridden = [(i, r.overrides.posts[post]) for i, (r, post) in numbered if post in r.overrides.posts]
+        member.override(((i, r.overrides.member) for i, r in enumerate(requests)), plan.member_dense, plan.key_seed)
+        posts.override(overridden, plan.candidate_dense, plan.key_seed)
+        return [row for row, _ in overridden]
 
     def _tell_apart(
         self,
@@ -177,33 +190,32 @@ class TransformStep(Step[RankRequest]):
         overridden: Sequence[int],
     ) -> NDArray[np.int32]:
         """int32 [n]: the bits of each candidate. Without a member id in the spec, no bit speaks of members."""
-        bits = np.zeros(len(posts.found), np.int32)
-        known_posts = posts.found.copy()
-        known_posts[overridden] = True
-        bits |= np.where(known_posts, 0, UNKNOWN_BITS["post_state"]).astype(np.int32)
+        known_posts = posts.found
+        if overridden:
+            known_posts = known_posts.copy()
+            known_posts[overridden] = True
+        bits = np.where(known_posts, np.int32(0), np.int32(UNKNOWN_BITS["post_state"]))
         for item in self._lookups["candidate"]:
             is_post = item.name == self._plan.post
-            strange = self._has_no_row(item, rows[item.name])
-            if not is_post:
-                strange &= posts.keys[item.name] != 0  # a null is no id
             bit = UNKNOWN_BITS["post_id" if is_post else "post_feature_id"]
-            bits |= np.where(strange.any(axis=1), bit, 0).astype(np.int32)
+            # Another id that is null is none.
+            first_row = self._id_maps[item.table].first_row
+            flag_strange(rows[item.name], posts.keys[item.name], first_row, is_post, bit, bits)
         for item in self._lookups["member"]:
             if item.name == self._plan.member:
-                strange = self._has_no_row(item, rows[item.name])[:, 0]
+                known = self._id_maps[item.table].known(rows[item.name][:, 0])
                 for i, cut in enumerate(cuts):
-                    bits[cut] |= strange[i] * UNKNOWN_BITS["member_id"]
+                    bits[cut] |= (not known[i]) * UNKNOWN_BITS["member_id"]
                     bits[cut] |= (not member.found[i]) * UNKNOWN_BITS["member_state"]
         return bits
-
-    def _has_no_row(self, item: LookupPlan, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return ~self._id_maps[item.table].known(rows.ravel()).reshape(rows.shape)
 
 
 def _check_utf8(name: str, texts: Sequence[bytes]) -> None:
     try:
         # One decoding for all; a line feed cannot be part of a longer character.
-        b"\n".join(texts).decode("utf-8")
+        together = b"\n".join(texts)
+        if not together.isascii():
+            together.decode("utf-8")
     except UnicodeDecodeError:
         for i, text in enumerate(texts):
             try:

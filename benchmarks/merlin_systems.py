@@ -33,8 +33,8 @@ def measure_merlin_systems(
         candidates: a measurement each.
 
     Returns:
-        `loads`: per number of candidates `candidates`, `p50_ms`, `p95_ms`, `p99_ms`, `requests_per_s`, and `difference`,
-        the greatest from the probabilities of our own steps.
+        `loads`: per number of candidates `candidates`, `p50_ms`, `p95_ms`, `p99_ms`, `requests_per_s`, and
+        `difference`, the greatest from the probabilities of our own steps.
 
     Raises:
         RuntimeError: it failed; the message has the end of what it wrote.

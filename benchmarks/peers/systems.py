@@ -1,16 +1,17 @@
-"""A bundle's fitted workflow and dense.onnx as an ensemble of merlin-systems, in a tritonserver of its own; prints JSON.
+"""A bundle's fitted workflow and dense.onnx as an ensemble of merlin-systems, in its own tritonserver; prints JSON.
 
     python systems.py BUNDLE LOGS OUT PERF_ANALYZER [CANDIDATES ...]
 
 BUNDLE is a version's folder, LOGS what it was made from (for the ids' strings), OUT is emptied for the repository. The
-ensemble is the one of merlin-systems' examples: the member's and the candidates' features go through a TransformWorkflow
-each, and an operator predicts. What stands for the user's own part:
+ensemble is as merlin-systems' examples have it: the features of the member and of the candidates go through a
+TransformWorkflow each, and an operator predicts. What a user would have to bring:
 
-- The workflows are MapIds and Standardise of sparsefeed as fitted, so that ids, rows and numbers are equal.
-- merlin-systems serves PyTorch and TensorFlow by Triton's backends for them, which no CPU wheel has, so the model is an
-  operator as its documentation has a user write one; it runs in the ensemble's own process, which spares a hop.
-- Features come with the request: an example takes them from Feast, which is one more service and would be slower.
+- The workflows are MapIds and Standardise of sparsefeed as fitted, so that rows and numbers are equal, then AsNumpy.
+- merlin-systems serves PyTorch and TensorFlow by Triton's backends for them, which no wheel for a CPU has. So the model
+  is an operator, as its documentation has a user write one; it runs in the ensemble's process, which spares a hop.
+- Features come with the request. An example takes them from Feast: one more service, and slower.
 
+Text is declared as numpy's objects: a column of Merlin's own type for text fails between two models of the ensemble.
 `difference` is the greatest one from the probabilities of our own steps over the same requests.
 """
 
@@ -31,12 +32,13 @@ import nvtabular as nvt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
-import tritonclient.grpc as grpc
 from merlin.dag import BaseOperator, ColumnSelector, DataFormats
 from merlin.schema import ColumnSchema, Schema
 from merlin.systems.dag import Ensemble
 from merlin.systems.dag.ops.workflow import TransformWorkflow
 from merlin.table import TensorTable
+from tritonclient import grpc
+
 from sparsefeed.etl import frame
 from sparsefeed.etl.ids.id_map import IdMap
 from sparsefeed.etl.ids.keys import hash_strings
@@ -66,7 +68,9 @@ class AsNumpy(BaseOperator):
 
     def transform(self, col_selector: ColumnSelector, transformable: pd.DataFrame) -> pd.DataFrame:
         """A list is an array in a column of objects, as pandas 1.5 has them."""
-        return pd.DataFrame({name: frame.arrow(column).to_numpy(zero_copy_only=False) for name, column in transformable.items()})
+        return pd.DataFrame(
+            {name: frame.arrow(column).to_numpy(zero_copy_only=False) for name, column in transformable.items()}
+        )
 
     @property
     def supported_formats(self) -> DataFormats:
@@ -94,7 +98,9 @@ class PredictOnnx(BaseOperator):
             self.tables[table["name"]] = dequantise(rows, table["row_format"])
         self.graph = open_graph(Path(self.folder) / "dense.onnx", 1)
 
-    def compute_input_schema(self, root_schema: Schema, parents_schema: Schema, deps_schema: Schema, selector: Any) -> Schema:
+    def compute_input_schema(
+        self, root_schema: Schema, parents_schema: Schema, deps_schema: Schema, selector: Any
+    ) -> Schema:
         return self.inputs
 
     def compute_output_schema(self, input_schema: Schema, col_selector: Any, prev_output_schema: Any = None) -> Schema:
@@ -152,9 +158,7 @@ def side_workflow(spec: FeedSpec, folder: Path, plan: ServingPlan, side: str) ->
 def export(spec: FeedSpec, plan: ServingPlan, folder: Path, out: Path) -> None:
     """Write the repository."""
     workflows = {side: side_workflow(spec, folder, plan, side) for side in SIDES}
-    transformed = [
-        workflow.input_schema.column_names >> TransformWorkflow(workflow) for workflow in workflows.values()
-    ]
+    transformed = [workflow.input_schema.column_names >> TransformWorkflow(workflow) for workflow in workflows.values()]
     predicted = Schema([column for workflow in workflows.values() for column in workflow.output_schema])
     responses = [r.name for r in spec.responses]
     graph = (transformed[0] + transformed[1]) >> PredictOnnx(folder, plan, responses, predicted)
@@ -238,8 +242,8 @@ def ask(client: grpc.InferenceServerClient, tensors: dict[str, np.ndarray], resp
 
 def ours(step: TransformStep, predict: PredictOnnx, plan: ServingPlan, member: str, posts: list[str]) -> np.ndarray:
     """The same by our own steps, in this process."""
-    (given,) = step.compute([step.check({"member_id": np.array([member.encode()], object),
-                                         "post_ids": np.array([post.encode() for post in posts], object)})])  # fmt: skip
+    ids = {"member_id": [member.encode()], "post_ids": [post.encode() for post in posts]}
+    (given,) = step.compute([step.check({name: np.array(some, object) for name, some in ids.items()})])
     rows = {"member": 1, "candidate": len(posts)}
     cuts = np.split(given["KEYS"][0], np.cumsum(given["NUMKEYS"][0])[:-1])
     inputs = {n: a for n, a in given.items() if n.endswith("_dense") or n.startswith("len_") or n == "member_index"}

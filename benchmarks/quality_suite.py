@@ -2,7 +2,8 @@
 
 The feeds are the simulator's, equal but for the seed; none was looked at before. All models see the same rows. What is
 measured is the expected metric, under the true probabilities; a bound is the 95 % one of a paired difference over the
-seeds, by Student's t.
+seeds, by Student's t. merlin-models takes a minute a feed, so it is trained on the first of them alone; the ranker's
+figures beside it are those of the same feeds.
 
 A feed has 2,000 members who see 430 posts a week (MEMBERS): of 20,000 with 43, as the demo has, not even all that is
 true of the posts would tell half of what a member wants (docs/log.md).
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 from knowable import knowable
+from merlin_models import MERLIN_MODELS, scores_of_merlin_models
 from numpy.typing import NDArray
 from results import Recorder, Row
 
@@ -35,6 +37,7 @@ from sparsefeed.workflows.workspace import Workspace
 __all__ = ["quality"]
 
 SEEDS = (101, 102, 103, 104, 105)
+MERLIN_SEEDS = SEEDS[:3]
 MEMBERS = 2_000
 BASELINES: dict[Baseline, str] = {
     "logistic": "logistic regression",
@@ -57,7 +60,9 @@ def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]
         simulated = recipe.simulate.model_copy(update={"seed": seed, "num_members": MEMBERS})
         own = recipe.model_copy(update={"simulate": simulated})
         with stage(f"feed {number + 1} of {len(SEEDS)}") as progress:
-            for key, value in _measure(own, Workspace(workspace.root.parent / "quality" / str(seed)), progress).items():
+            folder = Workspace(workspace.root.parent / "quality" / str(seed))
+            peers = workspace.root.parent / "peers-merlin-models" if seed in MERLIN_SEEDS else None
+            for key, value in _measure(own, folder, progress, peers).items():
                 found.setdefault(key, []).append(value)
     responses = [response.name for response in recipe.feed.responses]
     rows = [row for response in responses for row in _rows(record, response, found)] + [_int8(record, found)]
@@ -83,7 +88,9 @@ def _kuairand(record: Recorder, workspace: Workspace) -> list[Row]:
     ]
 
 
-def _measure(recipe: Recipe, workspace: Workspace, progress: Any) -> dict[tuple[str, str, str], float]:
+def _measure(
+    recipe: Recipe, workspace: Workspace, progress: Any, peers: Path | None
+) -> dict[tuple[str, str, str], float]:
     simulate_logs(recipe, workspace)
     prepare(recipe, workspace)
     progress(0, 1, "training without weights")
@@ -102,9 +109,12 @@ def _measure(recipe: Recipe, workspace: Workspace, progress: Any) -> dict[tuple[
     rows = read_rows(recipe.feed, workspace.etl / "eval", workspace.logs / "truth", random_only=True)
     assert rows.truth is not None
     assert recipe.simulate is not None
-    best = {"drawn": rows.truth, "knowable": knowable(recipe.simulate, workspace.logs, rows.impression)}
-    best["int8"] = _of_int8_rows(recipe, workspace, checkpoint)
-    for model, probability in best.items():
+    scores = {"drawn": rows.truth, "knowable": knowable(recipe.simulate, workspace.logs, rows.impression)}
+    scores["int8"] = _of_int8_rows(recipe, workspace, checkpoint)
+    if peers:
+        progress(0, 1, "training merlin-models' DLRM and DCN")
+        scores |= scores_of_merlin_models(workspace.etl, peers)
+    for model, probability in scores.items():
         for r, response in enumerate(result["responses"]):
             for metric, measure in (("auc", metrics.auc), ("log_loss", metrics.log_loss)):
                 values[response, model, metric] = measure(rows.truth[:, r], probability[:, r])
@@ -125,9 +135,10 @@ def _rows(record: Recorder, response: str, found: Values) -> list[Row]:
         return np.array(found[response, model, metric])
 
     rows = []
-    for model, name in NAMES.items():
+    for model, name in (NAMES | MERLIN_MODELS).items():
         for metric, sign in (("auc", 1), ("log_loss", -1)):
-            ours, theirs = of("ips", metric), of(model, metric)
+            theirs = of(model, metric)
+            ours = of("ips", metric)[: len(theirs)]  # of the same feeds, the first ones
             rows.append(record.row(response, metric, float(ours.mean()), "", name, float(theirs.mean())))
             ahead = _lower_bound(sign * (ours - theirs))
             rows.append(record.row(response, f"{metric}, ahead by at least", ahead, "", name))

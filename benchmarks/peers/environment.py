@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Peers", "peers_python", "train_peers_python"]
+import sparsefeed
+
+__all__ = ["Peers", "merlin_models_python", "merlin_systems_python", "peers_python", "train_peers_python"]
 
 REQUIREMENTS, SCRIPT = Path(__file__).parent / "requirements.txt", Path(__file__).parent / "ids.py"
 NUM_THREADS = 2
@@ -55,13 +57,24 @@ def train_peers_python(environment: Path) -> Path:
     return _python(environment, REQUIREMENTS.with_name("requirements-train.txt"), "--no-deps", beside=sorted(ours))
 
 
+def merlin_models_python(environment: Path) -> Path:
+    """Likewise of merlin-models on TensorFlow (CPU), whose numpy is older than the project's."""
+    return _python(environment, REQUIREMENTS.with_name("requirements-merlin-models.txt"), "--no-deps")
+
+
+def merlin_systems_python(environment: Path) -> Path:
+    """Likewise of merlin-systems, over the project, its Merlin and its tritonserver."""
+    ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(sparsefeed.__file__).parents[1])}
+    return _python(environment, REQUIREMENTS.with_name("requirements-systems.txt"), "--no-deps", beside=sorted(ours))
+
+
 def _python(environment: Path, requirements: Path, *options: str, beside: Sequence[str] = ()) -> Path:
     python, made_from = environment / "bin" / "python", environment / "requirements.txt"
     if not made_from.exists() or made_from.read_bytes() != requirements.read_bytes():
         shutil.rmtree(environment, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", *options, "-r", str(requirements)], check=True)
-        (site,) = environment.glob("lib/python*/site-packages")
-        (site / "beside.pth").write_text("".join(f"{folder}\n" for folder in beside))
         shutil.copy(requirements, made_from)  # last: an environment that was interrupted is made again
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "beside.pth").write_text("".join(f"{folder}\n" for folder in beside))  # the project may have moved
     return python

@@ -31,7 +31,7 @@ class ModelConfig(Frozen):
 class Int8Limits(Frozen):
     """How far a dense model in 8 bits may be from the exact one on held-out rows (models.int8)."""
 
-    probability: float = Field(default=0.02, ge=0, allow_inf_nan=False)  # greatest change of one
+    probability: float = Field(default=0.03, ge=0, allow_inf_nan=False)  # greatest change of one
     auc: float = Field(default=0.001, ge=0, allow_inf_nan=False)  # greatest change of a response's
     log_loss: float = Field(default=0.001, ge=0, allow_inf_nan=False)
 

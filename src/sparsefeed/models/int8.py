@@ -107,7 +107,7 @@ def check_int8(
     over = [name for name in type(limits).model_fields if getattr(change, name) > getattr(limits, name)]
     if over:
         said = ", ".join(
-            f"{name} by {getattr(change, name):.2g} ({getattr(limits, name):g} allowed)"
+            f"{name} by {getattr(change, name):.3g} ({getattr(limits, name):g} allowed)"
             for name in type(limits).model_fields
         )
         raise BundleError(

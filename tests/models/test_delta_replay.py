@@ -309,6 +309,33 @@ def test_a_delta_may_change_nothing_but_the_dense_model(site: Site, tmp_path: Pa
         assert path.samefile(child.tables / path.name)
 
 
+def test_a_dense_model_in_two_formats_is_replaced_in_both(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        bundles.fill(folder)
+        (folder / "dense.int8.onnx").write_bytes(b"int8 0")
+
+    publish_version(tmp_path / "root", "v1", fill)
+    parent = open_version(tmp_path / "root", "v1")
+    assert parent.dense_formats == ("fp32", "int8")
+
+    def write(out: Path, *files: str) -> None:
+        write_delta(
+            parent, "v2", out,
+            step=1, created="now", code_version="1", trained_days=(), rows={}, ids={},
+            build=lambda folder: [(folder / file).write_bytes(b"new") for file in files] and None,
+        )  # fmt: skip
+
+    for files, missing in ((["dense.onnx"], "dense.int8.onnx"), (["dense.int8.onnx"], "dense.onnx")):
+        with pytest.raises(BundleError, match=rf"holds {files[0]} without {missing}; the formats of one dense model"):
+            write(tmp_path / "half", *files)
+    write(tmp_path / "both", "dense.onnx", "dense.int8.onnx")
+    apply_delta(tmp_path / "root", tmp_path / "both")
+    child = open_version(tmp_path / "root", "v2")
+    assert {(child.path / file).read_bytes() for file in ("dense.onnx", "dense.int8.onnx")} == {b"new"}
+    write(tmp_path / "neither")  # what a delta does not hold stays the parent's
+    assert verify_delta(tmp_path / "neither").manifest.id == "v2"
+
+
 def test_a_replaced_folder_replaces_all_of_the_parents(site: Site, tmp_path: Path) -> None:
     def build(folder: Path) -> None:
         (folder / "snapshot").mkdir()

@@ -22,6 +22,7 @@ from pydantic import Field
 from sparsefeed.errors import BundleError, SpecError
 from sparsefeed.etl.spec import Frozen, Name, validate
 from sparsefeed.lock import only_writer
+from sparsefeed.models.dense_file import DENSE_FILES
 from sparsefeed.models.store.rows import RowFormat
 from sparsefeed.progress import Progress, silent
 
@@ -106,7 +107,12 @@ class Bundle:
     @property
     def dense_onnx(self) -> Path:
         """The dense model."""
-        return self.path / "dense.onnx"
+        return self.path / DENSE_FILES["fp32"]
+
+    @property
+    def dense_formats(self) -> tuple[str, ...]:
+        """Formats that the dense model is there in: fp32, and int8 where it was asked for."""
+        return tuple(name for name, file in DENSE_FILES.items() if (self.path / file).exists())
 
     @property
     def calibration(self) -> Path:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sparsefeed.etl.spec import Frozen, Name
 
-__all__ = ["CalibrationKind", "ColdStart", "ModelConfig", "Sharding", "TrainConfig", "Validation"]
+__all__ = ["CalibrationKind", "ColdStart", "Int8Limits", "ModelConfig", "Sharding", "TrainConfig", "Validation"]
 
 Sharding = Literal["table_wise", "row_wise", "column_wise", "data_parallel"]
 CalibrationKind = Literal["platt", "isotonic", "none"]
@@ -26,6 +26,14 @@ class ModelConfig(Frozen):
     cross_rank: int = Field(default=32, ge=1)
     cross_residual: bool = True  # False: a cross layer does not add its input
     table_init: float = Field(default=0.1, gt=0)  # embedding rows begin uniform in [-table_init, table_init]
+
+
+class Int8Limits(Frozen):
+    """How far a dense model in 8 bits may be from the exact one on held-out rows (models.int8)."""
+
+    probability: float = Field(default=0.03, ge=0, allow_inf_nan=False)  # greatest change of one
+    auc: float = Field(default=0.001, ge=0, allow_inf_nan=False)  # greatest change of a response's
+    log_loss: float = Field(default=0.001, ge=0, allow_inf_nan=False)
 
 
 class ColdStart(Frozen):

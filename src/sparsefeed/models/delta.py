@@ -32,6 +32,7 @@ from sparsefeed.models.bundle import (
     verify,
     versions,
 )
+from sparsefeed.models.dense_file import DENSE_FILES
 from sparsefeed.models.store.store import ParameterStore, write_index
 from sparsefeed.progress import Progress, silent
 
@@ -49,7 +50,7 @@ __all__ = [
 
 _OWN = frozenset({"delta.json", "tables", "ids", "SHA256SUMS", "READY"})  # everything else replaces the parent's
 _REPLACEABLE = frozenset(
-    {"dense.onnx", "calibration.json", "snapshot", "transform", "ips.parquet", "metrics.json", "MODEL_CARD.md"}
+    {*DENSE_FILES.values(), "calibration.json", "snapshot", "transform", "ips.parquet", "metrics.json", "MODEL_CARD.md"}
 )
 _ROW_PARTS, _ID_PARTS = ("rows", "values"), ("upserts", "upsert_rows", "deletes")
 # recorded.json: scores of the parent, which are not the new version's.
@@ -258,6 +259,13 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
     for path in delta.path.iterdir():
         if path.name not in _OWN | _REPLACEABLE:
             raise BundleError(f"{path}: a delta cannot replace it; it may hold {', '.join(sorted(_REPLACEABLE))}")
+    dense = {path.name for path in delta.path.iterdir()} & set(DENSE_FILES.values())
+    needed = {DENSE_FILES["fp32"], *(DENSE_FILES[name] for name in parent.dense_formats)}
+    if dense and not needed <= dense:
+        raise BundleError(
+            f"{delta.path}: holds {', '.join(sorted(dense))} without {', '.join(sorted(needed - dense))}; the formats "
+            "of one dense model change together, put both in"
+        )
     tables = ParameterStore.open(parent.tables).table_by_name
     for name in (*delta.rows, *delta.ids, *manifest.capacity_rows):
         if name not in tables:

@@ -19,6 +19,9 @@ from sparsefeed.errors import DataError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import Manifest, open_version, publish_version, set_current
 from sparsefeed.models.calibration import Calibration
+from sparsefeed.models.config import Int8Limits
+from sparsefeed.models.dense_file import DENSE_FILES
+from sparsefeed.models.int8 import check_int8, held_out_rows, quantise_dense
 from sparsefeed.models.onnx import export_dense
 from sparsefeed.models.store.rows import RowFormat
 from sparsefeed.models.store.store import write_tables
@@ -36,6 +39,8 @@ def export_bundle(
     *,
     row_format: RowFormat = "fp32",
     calibration: Calibration | None = None,
+    int8: Int8Limits | None = None,
+    note: Callable[[str], object] = lambda _: None,
     metrics: Mapping[str, Any] | None = None,
     check: Callable[[Path], None] | None = None,
     progress: Progress = silent,
@@ -48,6 +53,8 @@ def export_bundle(
         root: of bundles; holds `versions/` and `current`.
         row_format: of the embedding rows.
         calibration: baked into dense.onnx; None leaves the logits as they are.
+        int8: write the dense model in 8 bits, too, and refuse it where held-out rows change by more; None: do not.
+        note: told what 8 bits change.
         metrics: of this checkpoint, for metrics.json and the model card: `{"responses": {response: {metric: value}}}`.
         check: called with the folder as it would be published; where it raises, nothing is published.
         progress: told of the files.
@@ -58,7 +65,7 @@ def export_bundle(
     Raises:
         DataError: the ETL folder is unfinished.
         TrainError: the checkpoint is of another spec or ETL run.
-        BundleError: the bundle cannot be written; what was there before is untouched.
+        BundleError: the bundle cannot be written, or 8 bits change too much; what was there before is untouched.
     """
     try:
         etl = json.loads((data / "etl.json").read_text("utf-8"))
@@ -75,7 +82,9 @@ def export_bundle(
     for part in (
         (checkpoint / "checkpoint.json").read_bytes(),
         (checkpoint / "dense.safetensors").read_bytes(),
-        json.dumps([etl["fingerprint"], row_format, __version__, metrics], sort_keys=True).encode(),
+        json.dumps(
+            [etl["fingerprint"], row_format, __version__, metrics, *(["int8"] if int8 else [])], sort_keys=True
+        ).encode(),
         calibration.model_dump_json().encode(),
     ):
         digest.update(hashlib.sha256(part).digest())
@@ -97,7 +106,15 @@ def export_bundle(
             shutil.copytree(data / name, folder / name)
         if spec.weighted:
             shutil.copyfile(data / "ips.parquet", folder / "ips.parquet")
-        export_dense(model, spec, calibration, folder / "dense.onnx")
+        export_dense(model, spec, calibration, folder / DENSE_FILES["fp32"])
+        if int8:
+            quantise_dense(folder / DENSE_FILES["fp32"], folder / DENSE_FILES["int8"])
+            rows = held_out_rows(spec, data, {name: len(table) for name, table in tables.items()})
+            change = check_int8(spec, folder, DENSE_FILES, rows, tables, int8)
+            note(
+                f"dense model in 8 bits: a probability changes by {change.probability:.2g} at most, AUC by "
+                f"{change.auc:.2g}, log loss by {change.log_loss:.2g}, over {change.num_rows:,} held-out rows"
+            )
         calibration.save(folder / "calibration.json")
         write_tables(folder / "tables", tables, row_format, [table.name for table in spec.tables])
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n", "utf-8")

@@ -310,6 +310,8 @@ def export_serving(
         workspace.bundles,
         row_format=recipe.serving.row_format,
         calibration=fit_calibration(spec, Scorer(spec, checkpoint), workspace.etl, recipe.serving.calibration),
+        int8=recipe.serving.int8_limits if recipe.serving.dense_format == "int8" else None,
+        note=note,
         metrics=_metrics(workspace, recipe.train.weights, checkpoint),
         check=check if budgeted else None,
         progress=progress,

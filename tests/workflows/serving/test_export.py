@@ -82,6 +82,11 @@ def test_a_failing_export_leaves_the_repository_as_it_was(
     assert contents(tmp_path) == before
 
 
+def test_a_dense_format_that_the_bundle_has_not_is_refused(bundle_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match=r'dense_format: got "int8", but .* holds the dense model as fp32; set'):
+        export(bundle_root, "b1", ServingConfig(dense_format="int8"), tmp_path)
+
+
 def test_another_row_format_than_the_bundles_is_refused(bundle_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"set serving\.row_format: fp32"):
         export(bundle_root, "b1", ServingConfig(row_format="int8"), tmp_path)

@@ -140,7 +140,8 @@ def check_budget(
     allowed_ms, num_candidates = config.dense_budget_ms, config.budget_candidates
     assert allowed_ms is not None
     bundle = Manifest.load(folder).id
-    step = DenseStep.open({"bundle": bundle, "folder": str(folder), "threads": str(config.dense_threads)})
+    served = {"threads": str(config.dense_threads), "format": config.dense_format}
+    step = DenseStep.open({"bundle": bundle, "folder": str(folder), **served})
     plan = ServingPlan.load(folder / "transform" / "plan.json")
     (cost,) = measure([dense_work(step, plan, num_candidates)], progress)
     said = f"{cost.p50_ms:.3g} ms for {num_candidates:,} candidates (median of {cost.runs}), {allowed_ms:g} ms allowed"

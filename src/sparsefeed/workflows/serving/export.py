@@ -39,8 +39,9 @@ def export(bundle_root: Path, bundle: str | None, config: ServingConfig, out: Pa
 
     Raises:
         BundleError: The bundle is not there or unfinished.
-        ServeError: Its rows have another format than `config.row_format`, or exceed `config.memory_budget_bytes`, or
-            the lookup shall be native and is not built here.
+        ServeError: Its rows have another format than `config.row_format`, it has no dense model of
+            `config.dense_format`, its files exceed `config.memory_budget_bytes`, or the lookup shall be native and is
+            not built here.
     """
     version = open_version(bundle_root, bundle)
     _check(version, config)
@@ -96,6 +97,11 @@ def _check(bundle: Bundle, config: ServingConfig) -> None:
         raise ServeError(
             f'serving.row_format: got "{config.row_format}", but the rows of {bundle.path} are {row_format}; '
             f"set serving.row_format: {row_format}, or write the bundle anew"
+        )
+    if config.dense_format not in bundle.dense_formats:
+        raise ServeError(
+            f'serving.dense_format: got "{config.dense_format}", but {bundle.path} holds the dense model as '
+            f"{', '.join(bundle.dense_formats)}; set serving.dense_format so, or write the bundle anew"
         )
     folders = (bundle.tables, bundle.path / "ids", bundle.snapshot)
     size_bytes = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())

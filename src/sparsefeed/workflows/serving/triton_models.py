@@ -91,7 +91,7 @@ def models_of(
     own = {
         "feed_transform": {"max_candidates": str(config.max_candidates)},
         "feed_hps": {},
-        "feed_dense": {"threads": str(config.dense_threads)},
+        "feed_dense": {"threads": str(config.dense_threads), "format": config.dense_format},
     }
     steps = {
         name: _Step(inputs, outputs, num_instances, {"bundle": bundle, "folder": str(folder or ""), **own[name]})

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError, RequestError
 from sparsefeed.etl.plan import ServingPlan
+from sparsefeed.models.dense_file import DENSE_FILES
 from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
 
 __all__ = ["DenseRequest", "DenseStep", "Graph", "open_graph"]
@@ -79,9 +80,10 @@ class DenseStep(Step[DenseRequest]):
 
     @classmethod
     def open(cls, parameters: Mapping[str, str]) -> DenseStep:
-        """Load a bundle's dense.onnx; parameter `threads` is onnxruntime's."""
+        """Load a bundle's dense model in the format of parameter `format`; `threads` is onnxruntime's."""
         folder = Path(parameters["folder"])
-        graph = open_graph(folder / "dense.onnx", int(parameters["threads"]))
+        # Models that an older version wrote have no format.
+        graph = open_graph(folder / DENSE_FILES[parameters.get("format", "fp32")], int(parameters["threads"]))
         return cls(parameters["bundle"], ServingPlan.load(folder / "transform" / "plan.json"), graph)
 
     def check(self, request: Tensors) -> DenseRequest:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sparsefeed.native import library
 from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.serving.export import export
 from sparsefeed.workflows.serving.server import TritonServer
@@ -60,3 +62,13 @@ def server(repository: Path) -> Iterator[TritonServer]:
     """A running server with both bundles loaded."""
     with TritonServer(repository, ["b1", "b2"], config()) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def native_library(native_folder: Path) -> Iterator[Path]:
+    """Built by g++; taken away afterwards, so that other modules' `auto` stays Python."""
+    assert library.built() is None
+    made = library.build()
+    assert library.built() == made == library.build()
+    yield made
+    shutil.rmtree(native_folder)

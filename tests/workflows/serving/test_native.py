@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,43 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from google.protobuf import text_format
-from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from sparsefeed.errors import ServeError
-from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.bundle import open_version, publish_version
+from sparsefeed.models.bundle import open_version
 from sparsefeed.models.store.rows import RowFormat
-from sparsefeed.models.store.store import ParameterStore, write_index, write_tables
+from sparsefeed.models.store.store import ParameterStore
 from sparsefeed.native import library
 from sparsefeed.workflows.serving.client import FeedClient
 from sparsefeed.workflows.serving.control import ModelControl
 from sparsefeed.workflows.serving.export import export
 from sparsefeed.workflows.serving.server import TritonServer
 from sparsefeed.workflows.serving.steps.lookup import LookupStep
-from tests import bundles
 from tests.workflows.serving.conftest import config
 from tests.workflows.serving.feed import Feed, requests
+from tests.workflows.serving.lookups import CAPACITY, SHAPES, ask, config_of, drawn, export_lookup, publish, rows_of
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("native_library")]
 
-SHAPES = {"member": (300, 4), "tag": (70, 20), "post": (5000, 64)}  # rows of the first training, dim
-CAPACITY = {"member": 300, "tag": 128, "post": 8192}  # of the versions that deltas changed
-SPEC = FeedSpec.parse(
-    {
-        "name": "native",
-        "tables": [{"name": name, "dim": dim, "tail_rows": 4} for name, (_, dim) in SHAPES.items()],
-        "features": [
-            {"kind": "id", "name": "member_id", "table": "member", "side": "member"},
-            {"kind": "ids", "name": "tags", "table": "tag", "side": "candidate", "max_length": 3},
-            {"kind": "id", "name": "post_id", "table": "post", "side": "candidate"},
-        ],
-        "responses": [{"name": "like", "column": "like", "score_weight": 1.0}],
-        "key_seed": 7,
-    }
-)
 ROW_FORMATS: tuple[RowFormat, ...] = ("fp32", "fp16", "int8")
 # What the inputs are declared as (types of KEYS and NUMKEYS, rank), where it is not what they are.
 TWINS: dict[str, tuple[int, int, int] | None] = {
@@ -61,90 +42,6 @@ TWINS: dict[str, tuple[int, int, int] | None] = {
     "native-flat": (pb.TYPE_INT64, pb.TYPE_INT32, 1),
 }
 VERSIONS = [name for row_format in ROW_FORMATS for name in (row_format, f"{row_format}-changed")]
-
-
-def rows_of(name: str, num_rows: int, seed: int) -> NDArray[np.float32]:
-    """Rows of very different size, so that subnormal fp16 and coarse int8 values are among them; row 0 zero."""
-    random = np.random.default_rng([seed, num_rows])
-    dim = SHAPES[name][1]
-    rows = random.normal(size=(num_rows, dim)) * 10.0 ** random.integers(-7, 3, size=(num_rows, 1))
-    rows[0] = 0
-    return rows.astype(np.float32)
-
-
-def fill_tables(folder: Path, row_format: RowFormat, is_changed: bool) -> None:
-    """Tables of one training, or with rows replaced and added as a delta does it; `member` has no overlay then."""
-    write_tables(
-        folder / "tables", {n: rows_of(n, rows, 1) for n, (rows, _) in SHAPES.items()}, row_format, list(SHAPES)
-    )
-    if not is_changed:
-        return
-    trained = folder / "trained"
-    (folder / "tables").rename(trained)
-    (folder / "tables").mkdir()
-    for name, table in ParameterStore.open(trained).table_by_name.items():
-        random = np.random.default_rng(len(name))
-        share = 0 if name == "member" else 9
-        changed = np.sort(random.choice(np.arange(1, CAPACITY[name]), table.rows * share // 50, replace=False))
-        values = rows_of(name, len(changed) + 1, 2)[1:]
-        table.replace_rows(folder / "tables", changed, values, CAPACITY[name])
-    write_index(folder / "tables", CAPACITY)
-    shutil.rmtree(trained)
-
-
-def publish(root: Path, id: str, row_format: RowFormat, is_changed: bool = False) -> None:
-    def build(folder: Path) -> None:
-        fill_tables(folder, row_format, is_changed)
-        bundles.fill_dense(folder, 0)
-        (folder / "ids").mkdir()
-        (folder / "spec.json").write_text(SPEC.dump())
-        bundles.manifest(id, row_format=row_format).save(folder)
-
-    publish_version(root, id, build)
-
-
-def export_lookup(
-    root: Path, version: str, out: Path, declared: tuple[int, int, int] | None = None, **settings: Any
-) -> None:
-    """Export a version, and make its ensemble one of the lookup alone: the other steps would only cost a start."""
-    row_format = open_version(root, version).manifest.row_format
-    export(root, version, config(row_format=row_format, **settings), out)
-    if declared:
-        declare(out, version, *declared)
-    path = out / f"feed_ranker_{version}" / "config.pbtxt"
-    ensemble = text_format.Parse(path.read_text(), pb.ModelConfig())
-    lookup = config_of(out, version)
-    for field in ("input", "output"):
-        ensemble.ClearField(field)
-        getattr(ensemble, field).extend(getattr(lookup, field))
-    (step,) = [one for one in ensemble.ensemble_scheduling.step if one.model_name == lookup.name]
-    ensemble.ensemble_scheduling.ClearField("step")
-    ensemble.ensemble_scheduling.step.append(step)
-    path.write_text(text_format.MessageToString(ensemble))
-
-
-def config_of(out: Path, version: str) -> Any:
-    return text_format.Parse((out / f"feed_hps_{version}" / "config.pbtxt").read_text(), pb.ModelConfig())
-
-
-def declare(out: Path, version: str, keys: int, num_keys: int, rank: int) -> None:
-    """Let Triton pass tensors of another type or rank on to the lookup, which it would refuse by itself."""
-    lookup = config_of(out, version)
-    for tensor, data_type in zip(lookup.input, (keys, num_keys), strict=True):
-        tensor.data_type = data_type
-        tensor.dims[:] = [-1] * rank
-    lookup.ClearField("model_warmup")
-    (out / f"feed_hps_{version}" / "config.pbtxt").write_text(text_format.MessageToString(lookup))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def native_library(native_folder: Path) -> Iterator[Path]:
-    """Built by g++; taken away afterwards, so that other modules' `auto` stays Python."""
-    assert library.built() is None
-    made = library.build()
-    assert library.built() == made == library.build()
-    yield made
-    shutil.rmtree(native_folder)
 
 
 @pytest.fixture(scope="module")
@@ -177,29 +74,11 @@ def client(server: TritonServer) -> Iterator[grpc.InferenceServerClient]:
         yield one
 
 
-def ask(client: grpc.InferenceServerClient, version: str, keys: Any, num_keys: Any) -> NDArray[np.float32]:
-    inputs = []
-    for name, value in (("KEYS", keys), ("NUMKEYS", num_keys)):
-        tensor = grpc.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
-        tensor.set_data_from_numpy(value)
-        inputs.append(tensor)
-    answer = client.infer(f"feed_hps_{version}", inputs).as_numpy("OUTPUT0")
-    assert answer is not None
-    return answer
-
-
 def refusal(client: grpc.InferenceServerClient, version: str, keys: Any, num_keys: Any) -> tuple[str, str]:
     """Triton's code, and the message with one name for the bundles that differ in nothing else."""
     with pytest.raises(InferenceServerException) as caught:
         ask(client, version, keys, num_keys)
     return str(caught.value.status()), str(caught.value.message()).replace(version, "BUNDLE")
-
-
-def drawn(rows: Sequence[int], num_keys: Sequence[int], seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
-    """KEYS and NUMKEYS of random rows."""
-    random = np.random.default_rng(seed)
-    parts = [random.integers(0, high, count) for high, count in zip(rows, num_keys, strict=True)]
-    return np.concatenate(parts)[None], np.array([num_keys], np.int32)
 
 
 def test_the_deployed_lookup_is_the_native_one_and_knows_its_tables(server: TritonServer, root: Path) -> None:
@@ -360,116 +239,6 @@ def test_instances_share_one_mapping_and_processes_its_pages(
     size = path.stat().st_size
     assert of_server["Rss"] >= size
     assert of_server["Pss"] + of_test["Pss"] <= size + 2 * 4096  # counted once
-
-
-def cut_off(tables: Path) -> str:
-    path = tables / "post.npy"
-    whole = path.read_bytes()
-    path.unlink()
-    path.write_bytes(whole[:-1])
-    return rf"{path}: holds 359999 bytes of rows, its header says 360000; export the bundle again"
-
-
-def without_a_file(tables: Path) -> str:
-    (tables / "tag.overlay.npy").unlink()
-    return rf"{tables}/tag\.overlay\.npy: No such file or directory; export the bundle again"
-
-
-def empty(tables: Path) -> str:
-    (tables / "tag.npy").unlink()
-    (tables / "tag.npy").touch()
-    return rf"{tables}/tag\.npy: an empty file, or none; export"
-
-
-def header(path: Path, change: Callable[[bytes], bytes]) -> None:
-    whole = path.read_bytes()
-    path.unlink()
-    path.write_bytes(change(whole))
-
-
-def huge(tables: Path) -> str:
-    header(tables / "post.npy", lambda b: b.replace(b"(5000, 72), }  ", b"(%d, 72), }" % (2**60)))
-    return rf"{tables}/post\.npy: too large|holds \d+ bytes of rows"
-
-
-def overflowing(tables: Path) -> str:
-    header(tables / "post.npy", lambda b: b.replace(b"(5000, 72), }", b"(" + b"9" * 30 + b", 72), }"))
-    return rf"{tables}/post\.npy: too large"
-
-
-def of_objects(tables: Path) -> str:
-    header(tables / "member.npy", lambda b: b.replace(b"|u1", b"|O1"))
-    return rf"{tables}/member\.npy: holds no C-ordered rows of \|u1"
-
-
-def no_array(tables: Path) -> str:
-    header(tables / "member.npy", lambda b: b"PK" + b[2:])
-    return rf"{tables}/member\.npy: not a \.npy file"
-
-
-def cut_in_the_header(tables: Path) -> str:
-    header(tables / "member.npy", lambda b: b[:40])
-    return rf"{tables}/member\.npy: ends within its header"
-
-
-def narrow(tables: Path) -> str:
-    header(tables / "post.npy", lambda b: b.replace(b"(5000, 72)", b"(5000, 71)"))
-    return rf"{tables}/post\.npy: not 1 to 8192 rows of 72 elements"
-
-
-def unordered(tables: Path) -> str:
-    path = tables / "post.overlay_rows.npy"
-    rows = np.load(path)[::-1]
-    path.unlink()
-    np.save(path, np.ascontiguousarray(rows))
-    return rf"{path}: its rows do not ascend within the table"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [cut_off, without_a_file, empty, huge, overflowing, of_objects, no_array, cut_in_the_header, narrow, unordered],
-)
-def test_a_table_that_is_not_what_the_export_says_fails_to_load_and_is_named(
-    server: TritonServer, root: Path, tmp_path: Path, damage: Callable[[Path], str]
-) -> None:
-    name = damage.__name__
-    publish(tmp_path, name, "int8", is_changed=True)
-    export_lookup(tmp_path, name, server._repository)
-    said = damage((tmp_path / "versions" / name / "tables").resolve())
-    with pytest.raises(ServeError, match=said):
-        ModelControl(server.http_url).load(name)
-    with grpc.InferenceServerClient(server.grpc_url) as client:  # which goes on
-        keys, num_keys = drawn([10, 10, 10], (1, 1, 1))
-        assert ask(client, "int8", keys, num_keys).size == sum(dim for _, dim in SHAPES.values())
-
-
-@pytest.mark.parametrize(
-    ("line", "changed"),
-    [
-        (0, "sparsefeed feed_hps 2"),
-        (1, "bundl x"),
-        (3, "table member 4 300 int8"),
-        (3, "table member 4 300 int8 0 0"),
-        (3, "table member -4 300 int8 0"),
-        (3, "table member 4 99999999999999999999 int8 0"),
-        (3, "table member 4 300 int4 0"),
-        (3, "table member 0 300 int8 0"),
-        (3, "table member 18446744073709551615 300 int8 0"),
-        (3, "table member 4 299 int8 0"),
-    ],
-)
-def test_what_an_export_did_not_write_is_not_loaded(
-    server: TritonServer, root: Path, tmp_path: Path, line: int, changed: str
-) -> None:
-    name = f"edited-{line}-{abs(hash(changed))}"
-    publish(tmp_path, name, "int8")
-    export_lookup(tmp_path, name, server._repository)
-    path = server._repository / f"feed_hps_{name}" / "1" / "tables.txt"
-    lines = path.read_text().splitlines()
-    lines[line] = changed
-    path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(ServeError, match=r'got \\"|allowed: fp32, fp16, int8|member\.npy: not 1 to'):
-        ModelControl(server.http_url).load(name)
 
 
 def test_auto_is_python_where_it_is_not_built_and_native_says_how_to_build_it(

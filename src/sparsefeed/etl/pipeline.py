@@ -43,6 +43,8 @@ __all__ = [
     "split_days",
 ]
 
+_GROUPS_OF_A_DAY = 16  # row groups at least: the last of them can be held out of training, and several ranks read
+
 Write = Callable[[FeedWorkflow, ReadImpressions, Sequence[Partition], Path, HugectrView | None], int]
 
 
@@ -224,6 +226,10 @@ def _make(
         rows = rows_of_partitions(logs, config)
         read = ReadImpressions.prepare(spec, logs, rows, folder / "scratch", use_gpu(config.cluster))
 
+        num_rows, group_rows = sum(file.num_rows for file in logs.impressions), config.row_group_rows
+        if previous:
+            group_rows = min(group_rows, max(1, num_rows // _GROUPS_OF_A_DAY))
+
         def write(
             feed: FeedWorkflow,
             read: ReadImpressions,
@@ -233,10 +239,10 @@ def _make(
         ) -> int:
             out = feed.transform(dataset_of(spec, read, partitions, logs.text_impressions))
             seed = config.shuffle_seed if config.shuffles else None
-            return write_training_data(out.to_ddf(), out.schema, spec, folder, config.row_group_rows, seed, view)
+            return write_training_data(out.to_ddf(), out.schema, spec, folder, group_rows, seed, view)
 
         assert read.repeats is not None
-        notes = repeats_note(spec, read.repeats.count(), sum(file.num_rows for file in logs.impressions))
+        notes = repeats_note(spec, read.repeats.count(), num_rows)
         partitions = logs.partitions(rows)
         made = fit_and_write(spec, read, partitions, logs.text_impressions, write, folder, config, progress, previous)
     return {**made, "warnings": [*made["warnings"], *notes], "seconds": round(time.perf_counter() - started, 2)}

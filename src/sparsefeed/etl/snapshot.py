@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
 from sparsefeed.etl.array_file import ArrayFile
+from sparsefeed.etl.kernels.ragged import gather_lists, list_lengths
 from sparsefeed.etl.kernels.state import find_sorted, read_only
 
 __all__ = ["FORMAT", "SideWriter", "Snapshot", "SnapshotSide", "write_header"]
@@ -81,6 +82,35 @@ class SnapshotSide:
         )
 
 
+def _with_newer(older: SnapshotSide, newer: SnapshotSide) -> SnapshotSide:
+    """All rows of `newer`, and those of `older` that it has not."""
+    kept = np.flatnonzero(newer.find(np.asarray(older.keys)) < 0)
+    keys = np.concatenate([older.keys[kept], newer.keys])
+    order = np.argsort(keys)
+
+    def column(old: NDArray, new: NDArray) -> NDArray:
+        both: NDArray = np.concatenate([old[kept], new])[order]
+        return both
+
+    lists = {}
+    for name, (old_offsets, old_keys) in older.lists.items():
+        new_offsets, new_keys = newer.lists[name]
+        values = np.concatenate([old_keys, new_keys])
+        # Lists of both, those of `newer` after those of `older`; then the ones there shall be.
+        offsets = np.concatenate([old_offsets, new_offsets[1:] - new_offsets[0] + old_offsets[-1]])
+        rows = np.concatenate([kept, len(older.keys) + np.arange(len(newer.keys))])[order]
+        lengths = np.empty(len(rows), np.int64)
+        gathered = np.empty(list_lengths(offsets, rows, lengths), np.uint64)
+        gather_lists(values, offsets, rows, gathered)
+        lists[name] = np.r_[np.int64(0), np.cumsum(lengths)], gathered
+    return SnapshotSide(
+        keys[order],
+        column(older.dense, newer.dense),
+        {name: column(values, newer.ids[name]) for name, values in older.ids.items()},
+        lists,
+    )
+
+
 class SideWriter:
     """Writes a side part by part, each of greater keys than the one before."""
 
@@ -143,6 +173,25 @@ class Snapshot:
             for name, side in sides.items()
         }
         write_header(folder, self.as_of_ms, self.key_seed, self.spec_digest, shapes)
+
+    def with_newer(self, newer: Snapshot) -> Snapshot:
+        """What is known after a later snapshot, which holds the members and posts of its own days alone.
+
+        Raises:
+            BundleError: it is of another spec or other keys, or is not later.
+        """
+        for what, got, allowed in (
+            ("spec_digest", newer.spec_digest, self.spec_digest),
+            ("key_seed", newer.key_seed, self.key_seed),
+        ):
+            if got != allowed:
+                raise BundleError(f"snapshot: {what}: got {got}; the older one has {allowed}")
+        if newer.as_of_ms < self.as_of_ms:
+            raise BundleError(
+                f"snapshot: as of {newer.as_of_ms} ms, which is before {self.as_of_ms}; apply it in order"
+            )
+        member, post = _with_newer(self.member, newer.member), _with_newer(self.post, newer.post)
+        return Snapshot(member, post, newer.as_of_ms, self.key_seed, self.spec_digest)
 
     @classmethod
     def load(cls, folder: Path) -> Snapshot:

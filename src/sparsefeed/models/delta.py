@@ -266,7 +266,12 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
             f"{delta.path}: holds {', '.join(sorted(dense))} without {', '.join(sorted(needed - dense))}; the formats "
             "of one dense model change together, put both in"
         )
-    tables = ParameterStore.open(parent.tables).table_by_name
+    _check_tables(delta, parent)
+    return {name: _changed_map(delta.path, parent.ids(name), change) for name, change in delta.ids.items()}
+
+
+def _check_tables(delta: Delta, parent: Bundle) -> None:
+    manifest, tables = delta.manifest, ParameterStore.open(parent.tables).table_by_name
     for name in (*delta.rows, *delta.ids, *manifest.capacity_rows):
         if name not in tables:
             raise BundleError(f'{delta.path}: "{name}" is not a table of "{parent.id}"{did_you_mean(name, tables)}')
@@ -281,7 +286,6 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
             _check_capacity(delta.path, name, change.rows, capacity)
         if name in delta.ids:
             _check_capacity(delta.path, name, delta.ids[name].upsert_rows, capacity)
-    return {name: _changed_map(delta.path, parent.ids(name), change) for name, change in delta.ids.items()}
 
 
 def _check_capacity(delta: Path, table: str, rows: NDArray[np.int64], capacity: int) -> None:

@@ -1,4 +1,4 @@
-"""Export: a checkpoint and the ETL's artefacts -> one immutable bundle (docs/contracts/bundle.md).
+"""Export: a checkpoint and the ETL's artefacts -> one immutable bundle, or the delta that a trained day is.
 
 The bundle's id is the last trained day and a digest of what went in, so exporting the same thing twice
 gives the same bundle and another thing never takes its name.
@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sparsefeed import __version__
 from sparsefeed.errors import DataError
+from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.bundle import Manifest, open_version, publish_version, set_current
+from sparsefeed.models.bundle import Bundle, Manifest, open_version, publish_version, set_current
 from sparsefeed.models.calibration import Calibration
 from sparsefeed.models.config import Int8Limits
+from sparsefeed.models.delta import Delta, read_changes, verify_delta, write_delta
+from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.dense_file import DENSE_FILES
 from sparsefeed.models.int8 import check_int8, held_out_rows, quantise_dense
 from sparsefeed.models.onnx import export_dense
@@ -29,7 +32,7 @@ from sparsefeed.models.torchrec.checkpoint import Checkpoint, load_model
 from sparsefeed.models.torchrec.columns import check_trained_on
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["export_bundle"]
+__all__ = ["export_bundle", "export_delta"]
 
 
 def export_bundle(
@@ -106,9 +109,8 @@ def export_bundle(
             shutil.copytree(data / name, folder / name)
         if spec.weighted:
             shutil.copyfile(data / "ips.parquet", folder / "ips.parquet")
-        export_dense(model, spec, calibration, folder / DENSE_FILES["fp32"])
+        _write_dense(model, spec, calibration, folder, ["fp32", *(["int8"] if int8 else [])])
         if int8:
-            quantise_dense(folder / DENSE_FILES["fp32"], folder / DENSE_FILES["int8"])
             rows = held_out_rows(spec, data, {name: len(table) for name, table in tables.items()})
             change = check_int8(spec, folder, DENSE_FILES, rows, tables, int8)
             note(
@@ -125,6 +127,88 @@ def export_bundle(
     publish_version(root, bundle, build, progress)
     set_current(root, bundle)
     return open_version(root, bundle).id
+
+
+def export_delta(
+    checkpoint: Path,
+    day: Path,
+    changes: Path,
+    parent: Bundle,
+    out: Path,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Delta:
+    """Write the delta of a trained day, which makes the parent's next version.
+
+    The dense model keeps the parent's calibration and formats; `transform/` stays the parent's, as a day's is the
+    base's. Written before, from the same, it is left as it is.
+
+    Args:
+        checkpoint: of the finished training of the day.
+        day: ETL result of the day.
+        changes: what `changes/` of the training holds.
+        parent: the version of the model that the day was trained from.
+        out: folder to make.
+        metrics: of this checkpoint, as of `export_bundle`.
+        progress: told of the files.
+
+    Raises:
+        TrainError: the checkpoint is of another spec or ETL run.
+        BundleError: the delta cannot be written, or does not follow the parent.
+    """
+    spec, etl = FeedSpec.load(day / "spec.json"), json.loads((day / "etl.json").read_text("utf-8"))
+    model, _ = load_model(checkpoint, spec)
+    said = Checkpoint.read(checkpoint)
+    check_trained_on(checkpoint, said.etl, day)
+    calibration = Calibration.load(parent.calibration)
+    rows, ids = read_changes(changes)
+    written = datetime.fromtimestamp((checkpoint / "checkpoint.json").stat().st_mtime, timezone.utc)
+    digest = hashlib.sha256()
+    for part in (
+        (checkpoint / "checkpoint.json").read_bytes(),
+        (checkpoint / "dense.safetensors").read_bytes(),
+        f"{etl['fingerprint']} {parent.digest} {__version__}".encode(),
+    ):
+        digest.update(hashlib.sha256(part).digest())
+    new_id = f"{etl['train_days'][-1].replace('-', '')}-{digest.hexdigest()[:8]}"
+    if out.exists():
+        delta = verify_delta(out, progress)
+        if delta.manifest.id == new_id:
+            return delta
+        shutil.rmtree(out)
+
+    def build(folder: Path) -> None:
+        _write_dense(model, spec, calibration, folder, parent.dense_formats)
+        known = Snapshot.load(parent.snapshot).with_newer(Snapshot.load(day / "snapshot"))
+        (folder / "snapshot").mkdir()
+        known.save(folder / "snapshot")
+        if spec.weighted:
+            shutil.copyfile(day / "ips.parquet", folder / "ips.parquet")
+        (folder / "metrics.json").write_text(json.dumps(metrics or {}, indent=1, sort_keys=True) + "\n", "utf-8")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return write_delta(
+        parent,
+        new_id,
+        out,
+        step=said.step,
+        created=written.isoformat(timespec="seconds"),
+        code_version=__version__,
+        trained_days=(*parent.manifest.trained_days, *etl["train_days"]),
+        rows=rows,
+        ids=ids,
+        build=build,
+        progress=progress,
+    )
+
+
+def _write_dense(
+    model: DenseModel, spec: FeedSpec, calibration: Calibration, folder: Path, formats: Sequence[str]
+) -> None:
+    export_dense(model, spec, calibration, folder / DENSE_FILES["fp32"])
+    if "int8" in formats:
+        quantise_dense(folder / DENSE_FILES["fp32"], folder / DENSE_FILES["int8"])
 
 
 def _model_card(spec: FeedSpec, manifest: Manifest, etl: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

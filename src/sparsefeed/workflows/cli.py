@@ -17,8 +17,8 @@ from sparsefeed.errors import RequestError, SparsefeedError
 from sparsefeed.workflows.choices import Baseline, Dataset, OnBadFile, Scale, View, Weights
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
-from sparsefeed.workflows.options import ARTIFACTS, TINY, RecipeName, Root, Url
-from sparsefeed.workflows.releasing import canary, publish, pull, push, rollback, shadow
+from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName, Root, Url
+from sparsefeed.workflows.releasing import canary, publish, pull, push, refresh, rollback, shadow
 from sparsefeed.workflows.serve import serve
 from sparsefeed.workflows.show import (
     show_findings,
@@ -40,12 +40,9 @@ app.add_typer(hps, name="hps")
 app.add_typer(hugectr, name="hugectr")
 app.add_typer(canary, name="canary")
 app.add_typer(shadow, name="shadow")
-for command in (serve, publish, rollback, push, pull):
+for command in (serve, refresh, publish, rollback, push, pull):
     app.command()(command)
 
-LogsFolder = Annotated[
-    str | None, typer.Option("--logs", help="Your own logs, a folder or URL; default: the workspace's.")
-]
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 ScaleName = Annotated[Scale | None, typer.Option("--scale", help="Of the simulated feed; default: the recipe's.")]
 

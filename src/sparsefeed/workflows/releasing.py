@@ -1,8 +1,9 @@
-"""Commands of a release: `sparsefeed publish`, `rollback`, `canary ...`, `shadow ...`, `push`, `pull`."""
+"""Commands of a release: `sparsefeed refresh`, `publish`, `rollback`, `canary ...`, `shadow ...`, `push`, `pull`."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,11 @@ import typer
 
 from sparsefeed.errors import ReleaseError
 from sparsefeed.workflows.console import console, stage
-from sparsefeed.workflows.options import ARTIFACTS, TINY, RecipeName, Root
+from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName, Root
 from sparsefeed.workflows.show import show_judgement
 from sparsefeed.workflows.workspace import Workspace
 
-__all__ = ["canary", "publish", "pull", "push", "rollback", "shadow"]
+__all__ = ["canary", "publish", "pull", "push", "refresh", "rollback", "shadow"]
 
 canary = typer.Typer(no_args_is_help=True, help="Give a bundle some members, and judge it beside the stable one.")
 shadow = typer.Typer(no_args_is_help=True, help="Ask a bundle, too, and give its answers to nobody.")
@@ -65,6 +66,31 @@ def publish(
             progress=progress,
         )
     console.print(f"bundle {version.id} answers on {', '.join(release.name for release in releases)}")
+
+
+def refresh(
+    day: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="The next day of the logs.")],
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
+    logs: LogsFolder = None,
+    servers: Servers = None,
+    wave: Annotated[int | None, typer.Option(min=1, help="Servers at a time; a wave that fails is taken back.")] = None,
+    publish_it: Annotated[bool, typer.Option("--publish", help="Into running servers, when it is made.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Although it is worse than what is current.")] = False,
+) -> None:
+    """Make the next version from a day of logs: ids, training, gate, delta."""
+    from sparsefeed.workflows.refresh import refresh as refresh_day
+
+    with stage("refresh") as progress:
+        made = refresh_day(_load(recipe), Workspace(workspace), day.date(), logs, force=force, progress=progress)
+    size = sum(path.stat().st_size for path in made.delta.rglob("*") if path.is_file())
+    console.print(f"bundle {made.bundle}, from {made.parent} by a delta of {size:,} bytes in {made.delta}")
+    for name, one in made.gate.responses.items():
+        console.print(
+            f"{name}: log loss {one.candidate:.5f} on {made.gate.num_rows:,} held out, before {one.running:.5f}"
+        )
+    if publish_it:
+        publish(made.bundle, recipe, workspace, servers, wave, f"refreshed with {day.date()}")
 
 
 def rollback(

@@ -24,6 +24,7 @@ from sparsefeed.workflows.workspace import Workspace
 __all__ = [
     "Weights",
     "add_day",
+    "days_up_to",
     "evaluate_day",
     "evaluate_models",
     "explain_etl",
@@ -34,6 +35,7 @@ __all__ = [
     "simulate_logs",
     "train_day",
     "train_model",
+    "training_of",
     "write_json",
 ]
 
@@ -138,9 +140,9 @@ def train_day(
 
     spec, _ = read_etl(recipe, workspace)
     config = recipe.train if weights is None else recipe.train.model_copy(update={"weights": weights})
-    results = _up_to(workspace, day)
+    results = days_up_to(workspace, day)
     added, previous = results[-1].folder, results[-2].folder
-    before = _training(workspace, config.weights, results[:-1])
+    before = training_of(workspace, config.weights, results[:-1])
     _must_be_in_a_row(workspace, config.weights, [result.last_day for result in results[1:-1]])
     start_from = finished(before)
     assert start_from is not None
@@ -155,7 +157,7 @@ def train_day(
         return result
 
 
-def _up_to(workspace: Workspace, day: date) -> list[Any]:
+def days_up_to(workspace: Workspace, day: date) -> list[Any]:
     """The base and the days that were added, up to this one; DataError where it was not."""
     from sparsefeed.etl.days import AddedDays
 
@@ -169,7 +171,7 @@ def _up_to(workspace: Workspace, day: date) -> list[Any]:
     return results[: number + 1]
 
 
-def _training(workspace: Workspace, weights: Weights, results: Sequence[Any]) -> Path:
+def training_of(workspace: Workspace, weights: Weights, results: Sequence[Any]) -> Path:
     """Where the model of a base, or of it and days added to it, is trained."""
     if len(results) == 1:
         return workspace.training(weights)
@@ -257,12 +259,12 @@ def evaluate_day(
 
     spec, etl = read_etl(recipe, workspace)
     weights = weights or recipe.train.weights
-    results = _up_to(workspace, day)
+    results = days_up_to(workspace, day)
     _must_be_in_a_row(workspace, weights, [result.last_day for result in results[1:-1]])
     folders = [result.folder for result in results]
     models = {}
     for name, number in (("refreshed", len(results) - 1), ("base", 1)):
-        checkpoint = finished(_training(workspace, weights, results[:number]))
+        checkpoint = finished(training_of(workspace, weights, results[:number]))
         assert checkpoint is not None, "they are in a row"
         if name == "refreshed" or number < len(results) - 1:
             models[name] = Scorer(spec, checkpoint), folders[number - 1 :]

@@ -48,6 +48,11 @@ class Workspace:
         return self.root / "evaluation-days" / f"{day}.json"
 
     @property
+    def deltas(self) -> Path:
+        """What refreshes changed, a folder a day (docs/contracts/delta.md)."""
+        return self.root / "deltas"
+
+    @property
     def bundles(self) -> Path:
         """`versions/` and `current`."""
         return self.root / "bundles"

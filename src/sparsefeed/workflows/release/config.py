@@ -6,7 +6,7 @@ from pydantic import Field
 
 from sparsefeed.etl.spec import Frozen
 
-__all__ = ["Guardrails", "ReleaseConfig"]
+__all__ = ["Gate", "Guardrails", "ReleaseConfig"]
 
 
 class Guardrails(Frozen):
@@ -23,6 +23,14 @@ class Guardrails(Frozen):
     design_effect: float = Field(default=1.0, ge=1)  # how much more rates vary than if events were independent
 
 
+class Gate(Frozen):
+    """What a refreshed model must not be worse by than the current one, to become a version."""
+
+    held_out_rows: int = Field(default=10_000, ge=1)  # of a day's last rows, which are not trained; whole row groups
+    confidence: float = Field(default=0.99, gt=0.5, lt=1)  # of each response's bound
+    tolerance: float = Field(default=0.0, ge=0)  # share by which a log loss may grow
+
+
 class ReleaseConfig(Frozen):
     """How releases are kept and canaries judged."""
 
@@ -30,3 +38,4 @@ class ReleaseConfig(Frozen):
     canary_percent: float = Field(default=5.0, gt=0, le=100)
     look_every_s: float = Field(default=10.0, gt=0)  # of `canary watch`
     guardrails: Guardrails = Guardrails()
+    gate: Gate = Gate()

@@ -259,13 +259,7 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
     for path in delta.path.iterdir():
         if path.name not in _OWN | _REPLACEABLE:
             raise BundleError(f"{path}: a delta cannot replace it; it may hold {', '.join(sorted(_REPLACEABLE))}")
-    dense = {path.name for path in delta.path.iterdir()} & set(DENSE_FILES.values())
-    needed = {DENSE_FILES["fp32"], *(DENSE_FILES[name] for name in parent.dense_formats)}
-    if dense and not needed <= dense:
-        raise BundleError(
-            f"{delta.path}: holds {', '.join(sorted(dense))} without {', '.join(sorted(needed - dense))}; the formats "
-            "of one dense model change together, put both in"
-        )
+    _check_dense(delta.path, parent)
     tables = ParameterStore.open(parent.tables).table_by_name
     for name in (*delta.rows, *delta.ids, *manifest.capacity_rows):
         if name not in tables:
@@ -282,6 +276,16 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
         if name in delta.ids:
             _check_capacity(delta.path, name, delta.ids[name].upsert_rows, capacity)
     return {name: _changed_map(delta.path, parent.ids(name), change) for name, change in delta.ids.items()}
+
+
+def _check_dense(path: Path, parent: Bundle) -> None:
+    dense = {path.name for path in path.iterdir()} & set(DENSE_FILES.values())
+    needed = {DENSE_FILES["fp32"], *(DENSE_FILES[name] for name in parent.dense_formats)}
+    if dense and not needed <= dense:
+        raise BundleError(
+            f"{path}: holds {', '.join(sorted(dense))} without {', '.join(sorted(needed - dense))}; the formats "
+            "of one dense model change together, put both in"
+        )
 
 
 def _check_capacity(delta: Path, table: str, rows: NDArray[np.int64], capacity: int) -> None:

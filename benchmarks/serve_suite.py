@@ -171,14 +171,20 @@ def _ensemble(
             for _ in range(TURNS):
                 for name in loads:
                     loads[name] += measure(server.grpc_url, server.http_url, name, requests, num_requests=200)
+            (busy,) = measure(server.grpc_url, server.http_url, version.id, requests, concurrencies=(4,))
         case = f"ensemble, {num} candidates"
         ours, empty = (statistics.median(load.p50_ms for load in loads[name]) for name in (version.id, NAME))
-        p99 = statistics.median(load.p99_ms for load in loads[version.id])
         rows += [
             record.row(case, "p50", ours, "ms", "empty models and the compute", empty + in_process[num]),
             record.row(case, "p50 of empty models", empty, "ms"),
-            record.row(case, "p99", p99, "ms"),
         ]
+        for load in (sorted(loads[version.id], key=lambda load: load.p50_ms)[TURNS // 2], busy):
+            seen = f"{num} candidates, {load.concurrency} in flight"
+            rows += [
+                record.row(seen, name.removesuffix("_ms"), getattr(load, name), "ms")
+                for name in ("p50_ms", "p95_ms", "p99_ms")
+            ]
+            rows.append(record.row(seen, "requests per second", load.requests_per_s, "requests/s"))
     return rows
 
 
@@ -198,7 +204,7 @@ def _load(record: Recorder, recipe: Recipe, workspace: Workspace, version: Bundl
             outcome = generator.closed(clients, SECONDS)
             errors += len(outcome.errors) + (len(outcome.refused_ms) if clients <= QUEUE else 0)
             peak = max(peak, outcome.goodput())
-            case = f"{CANDIDATES[0]} candidates, {clients} in flight"
+            case = f"{CANDIDATES[0]} candidates, {clients} clients"
             rows += [record.row(case, f"p{q}", outcome.quantile_ms(q / 100), "ms") for q in (50, 95, 99)]
             rows.append(record.row(case, "requests per second", outcome.goodput(), "requests/s"))
         rows.append(record.row("1 to 32 clients", "errors", errors, "requests"))
@@ -268,7 +274,7 @@ def _held_bytes(folder: Path) -> tuple[int, int]:
 
 def _peer(record: Recorder, version: Bundle, logs: str, root: Path, ours: list[Row]) -> list[Row]:
     found = measure_merlin_systems(version, Path(logs), root / "peers-systems", root / "systems", CANDIDATES)
-    p50 = {row.case: row.value for row in ours if row.metric == "p50"}
+    p50 = {row.case: row.value for row in ours if row.metric == "p50" and row.peer}
     rows = []
     for load in found["loads"]:
         case = f"ensemble, {load['candidates']} candidates"

@@ -19,38 +19,14 @@ from etl_suite import etl
 from ids import ids
 from quality_suite import quality
 from results import Recorder, Row, append, check, read
+from serve_suite import serve
 from train_suite import train
 
-from sparsefeed.workflows.console import console, quiet_libraries, stage
-from sparsefeed.workflows.measure import measure_serving
+from sparsefeed.workflows.console import console, quiet_libraries
 from sparsefeed.workflows.recipe import Recipe, load_recipe
-from sparsefeed.workflows.stages import export_serving, prepare, simulate_logs, train_model
 from sparsefeed.workflows.workspace import Workspace
 
 Suite = Callable[[Recipe, Workspace, Recorder], list[Row]]
-
-
-def serve(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
-    """perf_analyzer against the ensemble, real requests."""
-    _need(recipe, workspace)
-    train_model(recipe, workspace, "ips")
-    with stage("export") as progress:
-        export_serving(recipe, workspace, progress)
-    with stage("serve") as progress:
-        result = measure_serving(recipe, workspace, progress=progress)
-    rows = []
-    for load in result["loads"]:
-        case = f"{load['candidates']} candidates, {load['concurrency']} in flight"
-        rows += [
-            record.row(case, name.removesuffix("_ms"), load[name], "ms") for name in ("p50_ms", "p95_ms", "p99_ms")
-        ]
-        rows.append(record.row(case, "requests per second", load["requests_per_s"], "requests/s"))
-    return rows
-
-
-def _need(recipe: Recipe, workspace: Workspace) -> None:
-    simulate_logs(recipe, workspace)
-    prepare(recipe, workspace)
 
 
 SUITES: dict[str, Suite] = {"etl": etl, "train": train, "quality": quality, "serve": serve, "ids": ids}

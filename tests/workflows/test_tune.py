@@ -182,7 +182,7 @@ def test_the_command_tunes_a_users_recipe_and_leaves_it_as_it_is(
 def test_what_to_tune_must_be_said() -> None:
     status, output = run("tune")
     assert status == 2
-    assert "say what to tune; there is: --width" in output
+    assert "say what to tune; there is: --width, or --serving" in output
 
 
 def test_help_names_the_options() -> None:

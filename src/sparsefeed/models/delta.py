@@ -259,13 +259,7 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
     for path in delta.path.iterdir():
         if path.name not in _OWN | _REPLACEABLE:
             raise BundleError(f"{path}: a delta cannot replace it; it may hold {', '.join(sorted(_REPLACEABLE))}")
-    dense = {path.name for path in delta.path.iterdir()} & set(DENSE_FILES.values())
-    needed = {DENSE_FILES["fp32"], *(DENSE_FILES[name] for name in parent.dense_formats)}
-    if dense and not needed <= dense:
-        raise BundleError(
-            f"{delta.path}: holds {', '.join(sorted(dense))} without {', '.join(sorted(needed - dense))}; the formats "
-            "of one dense model change together, put both in"
-        )
+    _check_dense(delta.path, parent)
     _check_tables(delta, parent)
     return {name: _changed_map(delta.path, parent.ids(name), change) for name, change in delta.ids.items()}
 
@@ -286,6 +280,16 @@ def _check_tables(delta: Delta, parent: Bundle) -> None:
             _check_capacity(delta.path, name, change.rows, capacity)
         if name in delta.ids:
             _check_capacity(delta.path, name, delta.ids[name].upsert_rows, capacity)
+
+
+def _check_dense(path: Path, parent: Bundle) -> None:
+    dense = {path.name for path in path.iterdir()} & set(DENSE_FILES.values())
+    needed = {DENSE_FILES["fp32"], *(DENSE_FILES[name] for name in parent.dense_formats)}
+    if dense and not needed <= dense:
+        raise BundleError(
+            f"{path}: holds {', '.join(sorted(dense))} without {', '.join(sorted(needed - dense))}; the formats "
+            "of one dense model change together, put both in"
+        )
 
 
 def _check_capacity(delta: Path, table: str, rows: NDArray[np.int64], capacity: int) -> None:

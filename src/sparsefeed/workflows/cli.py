@@ -173,12 +173,28 @@ def tune(
     recipe: RecipeName = TINY,
     workspace: Root = ARTIFACTS,
     width: Annotated[bool, typer.Option("--width", help="The widths of the hidden layers.")] = False,
+    serving: Annotated[bool, typer.Option("--serving", help="Threads and processes of the server.")] = False,
+    write: Annotated[Path | None, typer.Option(help="With --serving: a new file, the recipe with the best.")] = None,
 ) -> None:
-    """Measure what a wider or narrower model costs to serve, before one is trained; the recipe stays as it is."""
-    from sparsefeed.workflows.tune import tune_width
+    """Measure what a wider or narrower model costs to serve, before one is trained; or what serves a bundle best here.
 
-    if not width:
-        raise typer.BadParameter("say what to tune; there is: --width", param_hint="tune")
+    The recipe stays as it is.
+    """
+    from sparsefeed.workflows.tune import tune_width
+    from sparsefeed.workflows.tune_serving import lines, tune_serving, write_choice
+
+    if width == serving:
+        raise typer.BadParameter("say what to tune; there is: --width, or --serving", param_hint="tune")
+    if write and not serving:
+        raise typer.BadParameter("--write is of --serving; leave it out", param_hint="tune")
+    if serving:
+        with stage("tune") as progress:
+            tried = tune_serving(_load(recipe), Workspace(workspace), progress)
+        console.print("\n".join(lines(tried)))
+        if write:
+            write_choice(recipe, tried[0].choice, write)
+            console.print(f"{write}: the recipe with the first line's counts")
+        return
     with stage("tune") as progress:
         tuning = tune_width(_load(recipe), Workspace(workspace), progress)
     show_width(tuning)

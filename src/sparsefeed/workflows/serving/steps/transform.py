@@ -66,6 +66,11 @@ class TransformStep(Step[RankRequest]):
         snapshot = Snapshot.load(folder / "snapshot")
         return cls(parameters["bundle"], plan, id_maps, snapshot, int(parameters["max_candidates"]))
 
+    @property
+    def id_maps(self) -> Mapping[str, IdMap]:
+        """The id map of each table."""
+        return self._id_maps
+
     def check(self, request: Tensors) -> RankRequest:
         """Decode one request."""
         member = require(request, "member_id", object, 1)

@@ -1,0 +1,282 @@
+"""The suite `serve`: a request in process beside what the machine allows, the ensemble beside empty models, and load.
+
+In process a request is the three steps one after the other, by real requests of the held-out day. The ensemble is
+measured with one request in flight, by perf_analyzer, in turns with an ensemble of the same shapes that computes
+nothing; load by a generator in this process, whose own work is part of what two cores have.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from floor import Floor, products_of
+from identity import NAME, write_identity
+from load import Generator
+from merlin_systems import measure_merlin_systems
+from ports import free_ports
+from process import run_measured
+from results import Recorder, Row
+
+from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.models.bundle import Bundle, open_version
+from sparsefeed.models.store.rows import quantise
+from sparsefeed.models.store.store import ParameterStore
+from sparsefeed.workflows.console import stage
+from sparsefeed.workflows.measure import real_requests
+from sparsefeed.workflows.recipe import Recipe
+from sparsefeed.workflows.serving.config import Instances, ServingConfig
+from sparsefeed.workflows.serving.export import export
+from sparsefeed.workflows.serving.perf import measure
+from sparsefeed.workflows.serving.request import ranker_name
+from sparsefeed.workflows.serving.server import TritonServer
+from sparsefeed.workflows.serving.steps.dense import DenseStep
+from sparsefeed.workflows.serving.steps.lookup import LookupStep
+from sparsefeed.workflows.serving.steps.transform import TransformStep
+from sparsefeed.workflows.stages import export_serving, prepare, read_etl, simulate_logs, train_model
+from sparsefeed.workflows.workspace import Workspace
+
+__all__ = ["serve"]
+
+FOLDER = Path(__file__).parent
+CANDIDATES = (100, 500)
+RUNS, TURNS = 300, 3
+CLIENTS = (1, 2, 4, 8, 16, 32)
+SECONDS, OVERLOAD, OVERLOAD_S = 4.0, 2.0, 10.0
+IN_TIME_MS = 250.0  # an answer later than this is no good to a feed
+QUEUE = 16  # requests that wait for a step, where the configuration can say so
+PEER = "merlin-systems"
+
+
+def serve(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
+    """Everything of one bundle, which is made if it is not there."""
+    simulate_logs(recipe, workspace)
+    prepare(recipe, workspace)
+    train_model(recipe, workspace, "ips")
+    with stage("export") as progress:
+        bundle, _ = export_serving(recipe, workspace, progress)
+    version, logs = open_version(workspace.bundles, bundle), str(read_etl(recipe, workspace)[1]["logs"])
+    root = workspace.root / "serve"
+    rows = tables(record, version, root)
+    with stage("in process") as progress:
+        progress(0, 1, "a request, and its floor")
+        in_process, own = _in_process(record, version, logs)
+    rows += own
+    with stage("ensemble") as progress:
+        progress(0, 1, "beside models that compute nothing")
+        rows += _ensemble(record, recipe, workspace, version, logs, in_process)
+    with stage("load") as progress:
+        progress(0, 1, "1 to 32 clients, and twice what it can")
+        rows += _load(record, recipe, workspace, version, logs)
+    with stage("shared memory") as progress:
+        progress(0, 1, "two servers")
+        rows += _two_servers(record, recipe, workspace, version, logs)
+    with stage(PEER) as progress:
+        progress(0, 1, "its ensemble, in an environment of its own")
+        rows += _peer(record, version, logs, workspace.root.parent, rows)
+    return rows
+
+
+def tables(record: Recorder, version: Bundle, root: Path) -> list[Row]:
+    """Bytes of int8 rows beside fp32's, and a table larger than any of the feed's."""
+    values = np.random.default_rng(0).normal(size=(1000, 32)).astype(np.float32)
+    sizes = [quantise(values, name).nbytes / 1000 for name in ("int8", "fp32")]  # type: ignore[arg-type]
+    folder = root / "large"
+    command = [sys.executable, str(FOLDER / "large_table.py"), str(folder)]
+    run_measured(command)  # writes it, and compiles
+    found = run_measured(command)
+    case = "50M rows of 32 in int8"
+    return [
+        record.row("rows of 32", "bytes of an int8 row", sizes[0], "B", "fp32", sizes[1]),
+        record.row(case, "open", found["open_s"], "s"),
+        record.row(case, "memory of its own", found["own_mb"], "MB", "file", found["file_mb"]),
+        record.row(case, "memory that 100 lookups add", found["grown_mb"], "MB"),
+    ]
+
+
+def _in_process(record: Recorder, version: Bundle, logs: str) -> tuple[dict[int, float], list[Row]]:
+    """Median ms by candidates, and rows: steps, whole and floor, in the same run."""
+    spec = FeedSpec.load(version.spec)
+    parameters = {"bundle": version.id, "folder": str(version.path), "max_candidates": "1000", "threads": "1"}
+    transform = TransformStep.open(parameters)
+    steps = (transform, LookupStep.open(parameters), DenseStep.open(parameters))
+    store = ParameterStore.open(version.tables)
+    map_bytes = sum(id_map.lookup_bytes for id_map in transform.id_maps.values())
+    medians, rows = {}, []
+    for num in CANDIDATES:
+        asked = [_tensors(*one) for one in real_requests(spec, logs, num, 100)]
+        for one in asked[:20]:
+            _answer(steps, one)
+        made, _ = _answer(steps, asked[0])
+        ends = np.cumsum(made["NUMKEYS"][0])
+        keys = np.split(made["KEYS"][0], ends[:-1])
+        floor = Floor.of(products_of(version.dense_onnx), num, keys, [table.base for table in store.tables], map_bytes)
+        taken, floors = [], []
+        for turn in range(TURNS):  # in turns, so that what disturbs the machine hits both
+            floors.append(floor.seconds(RUNS // TURNS))
+            taken += [_answer(steps, asked[(turn + i) % len(asked)])[1] for i in range(RUNS // TURNS)]
+        case = f"in process, {num} candidates"
+        parts_ms = 1e3 * np.median(np.array(taken), axis=0)
+        total_ms = 1e3 * float(np.median(np.array(taken).sum(axis=1)))
+        least_ms = 1e3 * np.median(np.array(floors), axis=0)
+        medians[num] = total_ms
+        rows.append(record.row(case, "p50", total_ms, "ms", "floor", float(least_ms.sum())))
+        for step, part in zip(steps, parts_ms, strict=True):
+            rows.append(record.row(case, f"p50 of {step.name}", float(part), "ms"))
+        for name, part in zip(("products", "rows", "ids"), least_ms, strict=True):
+            rows.append(record.row(case, f"floor, {name}", float(part), "ms"))
+        rows.append(record.row(case, "rate of products", floor.flops / least_ms[0] / 1e6, "GFLOP/s"))
+    return medians, rows
+
+
+def _answer(steps: Any, tensors: dict[str, Any]) -> tuple[dict[str, Any], list[float]]:
+    """All tensors of a request, and seconds by step."""
+    taken = []
+    for step in steps:
+        started = time.perf_counter()
+        (answer,) = step.run([tensors])
+        taken.append(time.perf_counter() - started)
+        if isinstance(answer, Exception):
+            raise answer
+        tensors = {**tensors, **answer}
+    return tensors, taken
+
+
+def _tensors(member: str, posts: list[str]) -> dict[str, Any]:
+    return {
+        "member_id": np.array([member.encode()], object),
+        "post_ids": np.array([post.encode() for post in posts], object),
+    }
+
+
+def _ensemble(
+    record: Recorder, recipe: Recipe, workspace: Workspace, version: Bundle, logs: str, in_process: dict[int, float]
+) -> list[Row]:
+    """p50 of the ensemble and, in turns, of one that computes nothing; the peer value is that and the compute."""
+    spec, rows = FeedSpec.load(version.spec), []
+    config = recipe.serving.model_copy(update=free_ports())
+    parameters = {"bundle": version.id, "folder": str(version.path), "max_candidates": "1000", "threads": "1"}
+    steps = (TransformStep.open(parameters), LookupStep.open(parameters), DenseStep.open(parameters))
+    for num in CANDIDATES:
+        requests = real_requests(spec, logs, num, 200)
+        repository = workspace.root / "serve" / f"repository-{num}"
+        export(workspace.bundles, version.id, config, repository)
+        write_identity(spec, config, _answer(steps, _tensors(*requests[0]))[0], repository)
+        loads: dict[str, list[Any]] = {version.id: [], NAME: []}
+        with TritonServer(repository, [version.id, NAME], config) as server:
+            for _ in range(TURNS):
+                for name in loads:
+                    loads[name] += measure(server.grpc_url, server.http_url, name, requests, num_requests=200)
+            (busy,) = measure(server.grpc_url, server.http_url, version.id, requests, concurrencies=(4,))
+        case = f"ensemble, {num} candidates"
+        ours, empty = (statistics.median(load.p50_ms for load in loads[name]) for name in (version.id, NAME))
+        rows += [
+            record.row(case, "p50", ours, "ms", "empty models and the compute", empty + in_process[num]),
+            record.row(case, "p50 of empty models", empty, "ms"),
+        ]
+        for load in (sorted(loads[version.id], key=lambda load: load.p50_ms)[TURNS // 2], busy):
+            seen = f"{num} candidates, {load.concurrency} in flight"
+            rows += [
+                record.row(seen, name.removesuffix("_ms"), getattr(load, name), "ms")
+                for name in ("p50_ms", "p95_ms", "p99_ms")
+            ]
+            rows.append(record.row(seen, "requests per second", load.requests_per_s, "requests/s"))
+    return rows
+
+
+def _load(record: Recorder, recipe: Recipe, workspace: Workspace, version: Bundle, logs: str) -> list[Row]:
+    """Clients from 1 to 32 in flight; then, where queues are bounded, twice the peak's rate."""
+    bounded = "max_queue_size" in ServingConfig.model_fields
+    changes: dict[str, Any] = {**free_ports(), **({"max_queue_size": QUEUE} if bounded else {})}
+    config = recipe.serving.model_copy(update=changes)
+    repository = workspace.root / "serve" / "repository-load"
+    export(workspace.bundles, version.id, config, repository)
+    requests = real_requests(FeedSpec.load(version.spec), logs, CANDIDATES[0], 200)
+    rows, errors, peak = [], 0, 0.0
+    with TritonServer(repository, [version.id], config) as server:
+        generator = Generator(server.grpc_url, ranker_name(version.id), requests)
+        generator.closed(4, 1.0)
+        for clients in CLIENTS:
+            outcome = generator.closed(clients, SECONDS)
+            errors += len(outcome.errors) + (len(outcome.refused_ms) if clients <= QUEUE else 0)
+            peak = max(peak, outcome.goodput())
+            case = f"{CANDIDATES[0]} candidates, {clients} clients"
+            rows += [record.row(case, f"p{q}", outcome.quantile_ms(q / 100), "ms") for q in (50, 95, 99)]
+            rows.append(record.row(case, "requests per second", outcome.goodput(), "requests/s"))
+        rows.append(record.row("1 to 32 clients", "errors", errors, "requests"))
+        if bounded:
+            rows += _overload(record, generator, peak)
+        generator.close()
+    return rows
+
+
+def _overload(record: Recorder, generator: Generator, peak: float) -> list[Row]:
+    outcome = generator.open(OVERLOAD * peak, OVERLOAD_S)
+    if outcome.errors:
+        raise RuntimeError(f"overload: {len(outcome.errors)} errors that are not UNAVAILABLE: {outcome.errors[0]}")
+    case = f"{OVERLOAD:g} times the peak"
+    rows = [
+        record.row(case, "answers in time", outcome.goodput(IN_TIME_MS), "requests/s", "peak", peak),
+        record.row(case, "p99 of answers", outcome.quantile_ms(0.99), "ms"),
+        record.row(case, "refused", 100 * len(outcome.refused_ms) / outcome.num_requests, "%"),
+    ]
+    if outcome.refused_ms:
+        rows.append(record.row(case, "p50 of refusals", statistics.median(outcome.refused_ms), "ms"))
+    return rows
+
+
+def _two_servers(record: Recorder, recipe: Recipe, workspace: Workspace, version: Bundle, logs: str) -> list[Row]:
+    """Pages of the table files that all processes of two servers hold, each page counted once."""
+    requests = real_requests(FeedSpec.load(version.spec), logs, CANDIDATES[1], 100)
+    instances = Instances(hps=2, transform=1, dense=1)
+    configs = [recipe.serving.model_copy(update={**free_ports(), "instances": instances}) for _ in range(2)]
+    repository = workspace.root / "serve" / "repository-two"
+    export(workspace.bundles, version.id, configs[0], repository)
+    with (
+        TritonServer(repository, [version.id], configs[0]) as one,
+        TritonServer(repository, [version.id], configs[1]) as other,
+    ):
+        for server in (one, other):
+            generator = Generator(server.grpc_url, ranker_name(version.id), requests)
+            generator.closed(4, SECONDS)
+            generator.close()
+        held, resident = _held_bytes(version.tables)
+    files = sum(path.stat().st_size for path in version.tables.glob("*.npy"))
+    return [
+        record.row("two servers, four lookups", "tables held", held / 1e6, "MB", "files", files / 1e6),
+        record.row("two servers, four lookups", "tables held, had each its own", resident / 1e6, "MB"),
+    ]
+
+
+def _held_bytes(folder: Path) -> tuple[int, int]:
+    """Proportional and resident bytes of the folder's files over all processes, this one among them."""
+    proportional = resident = 0
+    for smaps in Path("/proc").glob("[0-9]*/smaps"):
+        try:
+            lines = smaps.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue  # it ended, or is another user's
+        inside = False
+        for line in lines:
+            name = line.split(None, 5)
+            if "-" in name[0] and not name[0].endswith(":"):
+                inside = len(name) > 5 and name[5].startswith(str(folder.resolve()))
+            elif inside and line.startswith("Pss:"):
+                proportional += 1024 * int(name[1])
+            elif inside and line.startswith("Rss:"):
+                resident += 1024 * int(name[1])
+    return proportional, resident
+
+
+def _peer(record: Recorder, version: Bundle, logs: str, root: Path, ours: list[Row]) -> list[Row]:
+    found = measure_merlin_systems(version, Path(logs), root / "peers-systems", root / "systems", CANDIDATES)
+    p50 = {row.case: row.value for row in ours if row.metric == "p50" and row.peer}
+    rows = []
+    for load in found["loads"]:
+        case = f"ensemble, {load['candidates']} candidates"
+        rows.append(record.row(case, "p50", p50[case], "ms", PEER, load["p50_ms"]))
+    return rows

@@ -1,0 +1,103 @@
+"""The suite `serve` at a small size: what it counts is right, and it measures what the targets ask for."""
+
+from __future__ import annotations
+
+import ast
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomllib
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import floor  # noqa: E402
+import identity  # noqa: E402
+import large_table  # noqa: E402
+import load  # noqa: E402
+import results  # noqa: E402
+import serve_suite  # noqa: E402
+import torch  # noqa: E402
+
+from sparsefeed.models.calibration import Calibration  # noqa: E402
+from sparsefeed.models.config import ModelConfig  # noqa: E402
+from sparsefeed.models.dense import DenseModel  # noqa: E402
+from sparsefeed.models.onnx import export_dense  # noqa: E402
+from sparsefeed.workflows.recipe import load_recipe  # noqa: E402
+from sparsefeed.workflows.serving.config import ServingConfig  # noqa: E402
+
+
+def test_the_products_of_the_floor_are_those_that_a_candidate_needs(tmp_path: Path) -> None:
+    spec = load_recipe("tiny").feed
+    torch.manual_seed(0)
+    model = DenseModel(spec, ModelConfig(hidden=(40, 24), cross_layers=2, cross_rank=8))
+    export_dense(model, spec, Calibration.identity(spec), tmp_path / "dense.onnx")
+    own = 3 * 16 + 3  # three lookups of 16 and three dense features
+    dots = 3 * 4 + 3  # with the member's four, and among themselves
+    expected = [(own + dots, 40)] * 2 + [(40, 24)] * 2 + [(own, 8), (8, own)] * 2 + [(own + 24 + dots, 4)]
+    assert sorted(floor.products_of(tmp_path / "dense.onnx")) == sorted(expected)
+
+
+def test_the_floor_copies_the_rows_asked_for_and_counts_its_products() -> None:
+    table = np.arange(40, dtype=np.float32).reshape(10, 4)
+    made = floor.Floor.of([(6, 3), (3, 2)], 5, [np.array([7, 0, 7])], [table], 800)
+    assert made.flops == 2 * 5 * (18 + 6)
+    out = np.zeros((3, 4), np.float32)
+    floor._copy_rows(table, np.array([7, 0, 7]), out)
+    np.testing.assert_array_equal(out, table[[7, 0, 7]])
+    assert all(seconds > 0 for seconds in made.seconds(5))
+
+
+def test_goodput_is_of_answers_in_time_alone() -> None:
+    outcome = load.Outcome(2.0, [10.0, 20.0, 300.0], [1.0], ["bad"])
+    assert outcome.goodput(250) == 1.0
+    assert outcome.goodput() == 1.5
+    assert outcome.num_requests == 5
+    assert outcome.quantile_ms(0.5) == 20.0
+    assert np.isnan(load.Outcome(1.0).quantile_ms(0.5))
+
+
+def test_an_empty_models_repository_has_our_configurations_and_ready_answers(tmp_path: Path) -> None:
+    spec = load_recipe("tiny").feed
+    tensors = {"KEYS": np.zeros((1, 3), np.int64), "bundle": np.array([b"x"], object)}
+    identity.write_identity(spec, ServingConfig(), tensors, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"feed_{step}_identity" for step in ("dense", "hps", "ranker", "transform")
+    ]
+    ready = np.load(tmp_path / "feed_hps_identity" / "1" / "answers.npz", allow_pickle=False)
+    assert list(ready) == ["KEYS"]
+    ast.parse((tmp_path / "feed_dense_identity" / "1" / "model.py").read_text())
+    assert not (tmp_path / "feed_ranker_identity" / "1" / "model.py").exists()
+
+
+def test_pages_held_of_a_folder_are_counted(tmp_path: Path) -> None:
+    size = 64 * mmap.PAGESIZE
+    (tmp_path / "a.npy").write_bytes(b"x" * size)
+    with (tmp_path / "a.npy").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped[:size].count(b"x") == size
+        assert serve_suite._held_bytes(tmp_path) == (size, size)
+    assert serve_suite._held_bytes(tmp_path) == (0, 0)
+
+
+def test_a_large_table_is_written_sparse_opened_and_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ROWS", 200_000), ("KEYS", 100), ("CALLS", 3)):
+        monkeypatch.setattr(large_table, name, value)
+    large_table.write(tmp_path / "large")
+    path = tmp_path / "large" / "post.npy"
+    assert path.stat().st_size > 40 * 200_000 > 512 * path.stat().st_blocks
+    found = large_table.main(tmp_path / "large")
+    assert found["file_mb"] == pytest.approx(8.0)
+    assert found["open_s"] < 1
+
+
+def test_every_target_is_of_a_case_that_the_suite_names() -> None:
+    source = (ROOT / "benchmarks" / "serve_suite.py").read_text()
+    strings = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    told = " ".join(one for one in strings if isinstance(one, str))
+    for target in tomllib.loads(results.TARGETS.read_text("utf-8"))["serve"]:
+        assert target["metric"] in told
+        for word in target["case"].replace("100", "").replace("500", "").replace("2 times", "times").split():
+            assert word.strip(",") in told

@@ -28,6 +28,8 @@ from sparsefeed.progress import Progress, silent
 
 __all__ = ["export_bundle"]
 
+_LAYOUT = 2  # raised where the same training gives a bundle of other files
+
 
 def export_bundle(
     checkpoint: Path,
@@ -49,7 +51,8 @@ def export_bundle(
         row_format: of the embedding rows.
         calibration: baked into dense.onnx; None leaves the logits as they are.
         metrics: of this checkpoint, for metrics.json and the model card: `{"responses": {response: {metric: value}}}`.
-        check: called with the folder as it would be published; where it raises, nothing is published.
+        check: called with the folder before it is sealed, and may add what the rest of it gives (recorded.json); where
+            it raises, nothing is published.
         progress: told of the files.
 
     Returns:
@@ -75,7 +78,7 @@ def export_bundle(
     for part in (
         (checkpoint / "checkpoint.json").read_bytes(),
         (checkpoint / "dense.safetensors").read_bytes(),
-        json.dumps([etl["fingerprint"], row_format, __version__, metrics], sort_keys=True).encode(),
+        json.dumps([etl["fingerprint"], row_format, __version__, metrics, _LAYOUT], sort_keys=True).encode(),
         calibration.model_dump_json().encode(),
     ):
         digest.update(hashlib.sha256(part).digest())

@@ -16,8 +16,6 @@ __all__ = ["python_model"]
 
 
 class _Openable(Protocol):
-    name: str
-
     def open(self, parameters: dict[str, str]) -> Step[Any]: ...
 
 

@@ -1,6 +1,6 @@
 """Measure a suite on this machine and append its rows to benchmarks/results.csv.
 
-    python benchmarks/run.py etl|train|quality|serve|ids|all [--scale tiny|small|large] [--check]
+    python benchmarks/run.py etl|train|quality|serve|release|ids|all [--scale tiny|small|large] [--check]
 
 Suites share one workspace (artifacts/bench), so `all` simulates, prepares and trains once. --check prints every
 target of benchmarks/targets.toml with its measured figure and exits with 1 where one falls short.
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from etl_suite import etl
 from ids import ids
 from quality_suite import quality
+from release_suite import release
 from results import Recorder, Row, append, check, read
 from serve_suite import serve
 from train_suite import train
@@ -29,7 +30,14 @@ from sparsefeed.workflows.workspace import Workspace
 Suite = Callable[[Recipe, Workspace, Recorder], list[Row]]
 
 
-SUITES: dict[str, Suite] = {"etl": etl, "train": train, "quality": quality, "serve": serve, "ids": ids}
+SUITES: dict[str, Suite] = {
+    "etl": etl,
+    "train": train,
+    "quality": quality,
+    "serve": serve,
+    "release": release,
+    "ids": ids,
+}
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ CORE = (
     "sparsefeed.etl.plan",
     "sparsefeed.etl.snapshot",
     "sparsefeed.models.store",
+    "sparsefeed.workflows.release.routing",
     "sparsefeed.workflows.serving.steps",
 )
 HEAVY = {"torch", "torchrec", "dask", "distributed", "nvtabular", "merlin", "pandas", "cudf", "pydantic"}

@@ -9,13 +9,15 @@ import pytest
 
 from sparsefeed.errors import DataError, ServeError, SpecError, TrainError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
-from sparsefeed.models.bundle import read_current, versions
+from sparsefeed.etl.ids import IdMap
+from sparsefeed.models.bundle import open_version, read_current, versions
 from sparsefeed.models.calibration import Calibration
 from sparsefeed.models.config import CalibrationKind, ModelConfig, TrainConfig
 from sparsefeed.models.evaluate import fit_calibration
 from sparsefeed.models.torchrec.checkpoint import latest
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.workflows.recipe import Recipe
+from sparsefeed.workflows.release.recorded import _score, recorded_of
 from sparsefeed.workflows.serving.config import ServingConfig
 from sparsefeed.workflows.stages import evaluate_models, export_serving, prepare, read_etl, train_model
 from sparsefeed.workflows.workspace import Workspace
@@ -66,6 +68,20 @@ def test_metrics_of_another_checkpoint_are_not_sealed_into_a_bundle(workspace: W
     workspace.evaluation.write_text(json.dumps(result))
     bundle, _ = export_serving(RECIPE, workspace)
     assert json.loads((workspace.bundles / "versions" / bundle / "metrics.json").read_text()) == {}
+
+
+def test_a_bundle_holds_requests_of_its_own_ids_with_the_scores_its_steps_give(workspace: Workspace) -> None:
+    bundle, _ = export_serving(RECIPE, workspace)
+    version = open_version(workspace.bundles, bundle)
+    found = recorded_of(workspace.bundles, version)
+    members = [request.member for request in found.requests]
+    assert members[-2:] == ["", "sparsefeed-stranger"]
+    for table, texts in (("member", members[:-2]), ("post", found.requests[0].posts[:-1])):
+        known = IdMap.load(version.ids(table))
+        assert len(set(texts)) == len(texts) > 1
+        assert known.known(known.encode(list(texts))).all()
+    assert _score(version.path, [(one.member, list(one.posts)) for one in found.requests]) == found
+    assert len({score for one in found.requests for score in one.score}) > 20
 
 
 def _budgeted(dense_budget_ms: float) -> Recipe:

@@ -34,6 +34,8 @@ from sparsefeed.progress import Progress, silent
 
 __all__ = ["export_bundle", "export_delta"]
 
+_LAYOUT = 2  # raised where the same training gives a bundle of other files
+
 
 def export_bundle(
     checkpoint: Path,
@@ -59,7 +61,8 @@ def export_bundle(
         int8: write the dense model in 8 bits, too, and refuse it where held-out rows change by more; None: do not.
         note: told what 8 bits change.
         metrics: of this checkpoint, for metrics.json and the model card: `{"responses": {response: {metric: value}}}`.
-        check: called with the folder as it would be published; where it raises, nothing is published.
+        check: called with the folder before it is sealed, and may add what the rest of it gives (recorded.json); where
+            it raises, nothing is published.
         progress: told of the files.
 
     Returns:
@@ -86,7 +89,7 @@ def export_bundle(
         (checkpoint / "checkpoint.json").read_bytes(),
         (checkpoint / "dense.safetensors").read_bytes(),
         json.dumps(
-            [etl["fingerprint"], row_format, __version__, metrics, *(["int8"] if int8 else [])], sort_keys=True
+            [etl["fingerprint"], row_format, __version__, metrics, _LAYOUT, *(["int8"] if int8 else [])], sort_keys=True
         ).encode(),
         calibration.model_dump_json().encode(),
     ):

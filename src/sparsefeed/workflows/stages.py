@@ -291,11 +291,16 @@ def export_serving(
     from sparsefeed.models.export import export_bundle
     from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
     from sparsefeed.models.torchrec.score import Scorer
+    from sparsefeed.workflows.release.recorded import record
     from sparsefeed.workflows.serving.cost import check_budget
     from sparsefeed.workflows.serving.export import export
 
+    budgeted = recipe.serving.dense_budget_ms is not None
+
     def check(folder: Path) -> None:
-        note(check_budget(folder, recipe.serving, over_budget=over_budget, progress=progress))
+        if budgeted:
+            note(check_budget(folder, recipe.serving, over_budget=over_budget, progress=progress))
+        record(folder, workspace.etl / "inverse")
 
     spec, _ = read_etl(recipe, workspace)
     checkpoint = latest(workspace.training(recipe.train.weights))
@@ -303,7 +308,6 @@ def export_serving(
         raise TrainError(f"{workspace.training(recipe.train.weights)}: no checkpoint; run `sparsefeed train` first")
     if Checkpoint.read(checkpoint).model != recipe.model:
         raise TrainError(f"{checkpoint}: is of another model than the recipe's; run `sparsefeed train` again")
-    budgeted = recipe.serving.dense_budget_ms is not None
     if over_budget and not budgeted:
         note("--over-budget changes nothing: the recipe has no serving.dense_budget_ms")
     bundle = export_bundle(
@@ -315,7 +319,7 @@ def export_serving(
         int8=recipe.serving.int8_limits if recipe.serving.dense_format == "int8" else None,
         note=note,
         metrics=_metrics(workspace, recipe.train.weights, checkpoint),
-        check=check if budgeted else None,
+        check=check,
         progress=progress,
     )
     return bundle, export(workspace.bundles, bundle, recipe.serving, workspace.triton_repo)

@@ -9,7 +9,7 @@ import pytest
 from sparsefeed.errors import ReleaseError
 from sparsefeed.workflows.release.routing.figures import read_figures
 from sparsefeed.workflows.release.routing.route_file import RouteFile
-from sparsefeed.workflows.release.routing.router import Answer, Router
+from sparsefeed.workflows.release.routing.router import Answer, Router, fault
 from sparsefeed.workflows.release.routing.routes import Canary, Routes, Shadow
 
 CANARY = Routes(0, "b1", canary=Canary("b2", 100.0, "salt"))
@@ -110,6 +110,21 @@ def test_a_refused_request_is_refused_once_and_is_no_error(tmp_path: Path) -> No
     assert one.route(b"m1", ask) == "mend it"
     assert asked == ["b2"]
     assert (one.figures().bundles["b2"].requests, one.figures().bundles["b2"].refused) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ('bundle "b1", feed_transform: post_ids: missing; it must be given', "INVALID_ARG"),
+        ('in ensemble: bundle "b1", feed_hps: KEYS: got shape [2]', "INVALID_ARG"),
+        ('bundle "b1", feed_dense: OSError: gone; this is no fault of the request: see the log', "INTERNAL"),
+        ("Model 'feed_ranker_b2' is not ready.", "INTERNAL"),
+        ("[request id: <id_unknown>] Exceeds maximum queue size", "UNAVAILABLE"),
+        ("Request timeout expired", "UNAVAILABLE"),
+    ],
+)
+def test_whose_fault_an_error_is_is_read_from_its_text(message: str, code: str) -> None:
+    assert fault(message) == code
 
 
 def test_figures_are_of_what_was_answered_and_add_up_over_processes(tmp_path: Path) -> None:

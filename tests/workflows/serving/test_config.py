@@ -147,8 +147,8 @@ def test_the_template_is_what_the_default_recipe_generates(tmp_path: Path) -> No
     assert generated == tracked
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, "feed"])
 def test_a_model_py_is_glue_of_a_few_lines(step: str) -> None:
     lines = (TEMPLATE / step / "1" / "model.py").read_text().splitlines()
     assert len([line for line in lines if line]) <= 5
-    assert lines[-1].startswith("TritonPythonModel = python_model(")
+    assert lines[-1].startswith(("TritonPythonModel = python_model(", "TritonPythonModel = router_model()"))

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparsefeed.workflows.release.routing.router import Answer, Router
+from sparsefeed.workflows.release.routing.router import Answer, Router, fault
 from sparsefeed.workflows.release.shadow_pipe import ShadowPipe
 from sparsefeed.workflows.serving.request import OUTPUTS, ranker_name
 
@@ -45,9 +45,10 @@ def router_model() -> type:
                 )
                 answer = call.exec()
                 if answer.has_error():
-                    error = answer.error()
-                    refused = error.code() == triton.TritonError.INVALID_ARG
-                    return Answer(triton.InferenceResponse(error=error), None, None, refused)
+                    message = answer.error().message()
+                    code = fault(message)
+                    error = triton.TritonError(message, getattr(triton.TritonError, code))
+                    return Answer(triton.InferenceResponse(error=error), None, None, code == "INVALID_ARG")
                 tensors = {tensor.name(): tensor for tensor in answer.output_tensors()}
                 response = triton.InferenceResponse([tensors[name] for name in OUTPUTS])
                 return Answer(response, tensors["score"].as_numpy(), tensors["unknown"].as_numpy())

@@ -105,7 +105,7 @@ def stage(
             release.control.load(version.id)
         progress(2, 8, f"{release.name}: loaded {version.id}")
         recorded = recorded_of(root, version)
-        largest = test(version, recorded, release.place.grpc_url)
+        largest = test(version, recorded, release.place.grpc_url, config.max_candidates)
         progress(3, 8, f"{release.name}: tested {version.id}")
     except (SparsefeedError, OSError) as error:
         _unload(release, version.id)

@@ -45,18 +45,17 @@ class Recorded(Frozen):
     requests: tuple[Request, ...] = Field(min_length=1)
 
 
-def record(folder: Path, inverse: Path, max_candidates: int) -> None:
+def record(folder: Path, inverse: Path) -> None:
     """Write `recorded.json` into a bundle's folder that is not sealed yet.
 
     Args:
         folder: with all other files.
         inverse: the ETL's folder of inverses, which knows the strings of ids.
-        max_candidates: of a request.
     """
     spec = FeedSpec.load(folder / "spec.json")
     members = _some_ids(spec, spec.logs.member, inverse, _NUM_REQUESTS - 2) if spec.logs.member else []
-    posts = _some_ids(spec, spec.logs.post, inverse, _NUM_REQUESTS * min(_NUM_POSTS, max_candidates))
-    asked = _requests(members, posts, min(_NUM_POSTS, max_candidates))
+    posts = _some_ids(spec, spec.logs.post, inverse, _NUM_REQUESTS * _NUM_POSTS)
+    asked = _requests(members, posts)
     (folder / _FILE).write_text(_score(folder, asked).model_dump_json(indent=1) + "\n", "utf-8")
 
 
@@ -67,7 +66,7 @@ def recorded_of(root: Path, version: Bundle) -> Recorded:
         BundleError: they cannot be read.
         ReleaseError: the bundle's own steps refuse them.
     """
-    asked, ancestor = _requests([], [], 1), version
+    asked, ancestor = _requests([], []), version
     while True:
         if (ancestor.path / _FILE).exists():
             found = read_json(Recorded, ancestor.path / _FILE)
@@ -84,8 +83,14 @@ def recorded_of(root: Path, version: Bundle) -> Recorded:
     return _score(version.path, asked)
 
 
-def test(version: Bundle, recorded: Recorded, grpc_url: str) -> float:
+def test(version: Bundle, recorded: Recorded, grpc_url: str, max_candidates: int) -> float:
     """Ask a server's bundle the recorded requests, twice, so that it is warm; return the largest difference of a score.
+
+    Args:
+        version: the bundle.
+        recorded: its requests.
+        grpc_url: host:port of the server.
+        max_candidates: of a request; posts beyond are left out, as no post's score depends on another post.
 
     Raises:
         ReleaseError: it does not answer, or answers otherwise.
@@ -93,15 +98,16 @@ def test(version: Bundle, recorded: Recorded, grpc_url: str) -> float:
     largest = 0.0
     with FeedClient(grpc_url, version.id, timeout_s=60.0) as client:
         for request in recorded.requests * 2:
+            posts = request.posts[:max_candidates]
             try:
-                answer = client.rank(request.member, request.posts)
+                answer = client.rank(request.member, posts)
             except ServeError as error:
                 raise ReleaseError(f'bundle "{version.id}": a recorded request is not answered: {error}') from error
-            want = np.array(request.score, np.float32)
+            want = np.array(request.score[: len(posts)], np.float32)
             if answer.bundle != version.id or not np.allclose(answer.score, want, _RELATIVE, _ABSOLUTE):
                 i = int(np.argmax(np.abs(answer.score - want))) if answer.score.shape == want.shape else 0
                 raise ReleaseError(
-                    f'bundle "{version.id}": a recorded request (member "{request.member}", post "{request.posts[i]}") '
+                    f'bundle "{version.id}": a recorded request (member "{request.member}", post "{posts[i]}") '
                     f'scores {answer.score[i]:.6g}, answered by "{answer.bundle}"; recorded was {want[i]:.6g}; '
                     "does the server read another folder, or run another version of sparsefeed?"
                 )
@@ -118,11 +124,11 @@ def _some_ids(spec: FeedSpec, feature: str, inverse: Path, count: int) -> list[s
     return [text for text in strings.decode(rows).to_pylist() if text]
 
 
-def _requests(members: Sequence[str], posts: Sequence[str], num_posts: int) -> list[tuple[str, list[str]]]:
+def _requests(members: Sequence[str], posts: Sequence[str]) -> list[tuple[str, list[str]]]:
     """One request per member, an anonymous one and a stranger's, each with posts of its own and one nobody knows."""
     asked = []
     for i, member in enumerate([*members, "", "sparsefeed-stranger"]):
-        own = list(posts[i * (num_posts - 1) : (i + 1) * (num_posts - 1)])
+        own = list(posts[i * (_NUM_POSTS - 1) : (i + 1) * (_NUM_POSTS - 1)])
         asked.append((member, [*own, "sparsefeed-stranger"]))
     return asked
 

@@ -17,8 +17,6 @@ __all__ = ["python_model"]
 
 
 class _Openable(Protocol):
-    name: str
-
     def open(self, parameters: dict[str, str]) -> Step[Any]: ...
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,12 @@ from sparsefeed.workflows.release.routing.figures import Figures, ShadowFigures,
 from sparsefeed.workflows.release.routing.route_file import RouteFile
 from sparsefeed.workflows.release.routing.routes import Routes, Shadow
 
-__all__ = ["Answer", "Copies", "Epoch", "Router", "epoch_name"]
+__all__ = ["Answer", "Copies", "Epoch", "Router", "epoch_name", "fault"]
 
 Given = TypeVar("Given")
+_OF_A_STEP = re.compile(r'bundle "[^"]*", feed_\w+: ')  # as Step.run names what must be mended
+_NO_FAULT = "this is no fault of the request"
+_BUSY = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,16 @@ class Answer(Generic[Given]):
     score: NDArray[np.float32] | None
     unknown: NDArray[np.int32] | None
     refused: bool = False
+
+
+def fault(message: str) -> Literal["INVALID_ARG", "UNAVAILABLE", "INTERNAL"]:
+    """Whose fault an error is: the request's, nobody's (the queue is full), or the server's.
+
+    This version of Triton gives the caller of a model within the server the text of an error, and no code.
+    """
+    if _OF_A_STEP.search(message) and _NO_FAULT not in message:
+        return "INVALID_ARG"
+    return "UNAVAILABLE" if any(words in message for words in _BUSY) else "INTERNAL"
 
 
 class Copies(Protocol):

@@ -26,9 +26,12 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from merlin.schema import ColumnSchema, Schema, Tags
 
-# Of a step, and of the nets: the ranker's own sizes (models.config, the recipe `tiny`).
-BATCH, EPOCHS, HIDDEN, CROSS_LAYERS = 1024, 1, [128, 64], 2
-LEARNING_RATE = 1e-3
+# The ranker's own sizes (models.config, the recipe `tiny`).
+BATCH, HIDDEN, CROSS_LAYERS = 1024, [128, 64], 2
+# Adam's rate and epochs of the best net by the held-out day of seed 101 itself, which favours the peer: of nine pairs
+# for dlrm and twelve for dcn, with rates of 1e-3 to 1e-2, or Adagrad's 0.03 and 0.1, and one to three epochs. For dcn
+# (1e-2, 2) was as good there, and worse on seeds 102 and 103.
+SETTINGS = {"dlrm": (5e-3, 1), "dcn": (5e-3, 2)}
 
 
 def schema_of(spec: dict[str, Any], rows: dict[str, int]) -> Schema:
@@ -134,12 +137,13 @@ def main() -> None:
     peer, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     tf.keras.utils.set_random_seed(0)
     spec = json.loads((folder / "spec.json").read_text("utf-8"))
+    rate, epochs = SETTINGS[peer]
     schema = schema_of(spec, json.loads((folder / "etl.json").read_text("utf-8"))["capacity_rows"])
     model = net(peer, schema, spec)
-    model.compile(optimizer=tf.keras.optimizers.legacy.Adam(LEARNING_RATE), metrics={})
+    model.compile(optimizer=tf.keras.optimizers.legacy.Adam(rate), metrics={})
 
     started = time.perf_counter()
-    history = model.fit(Batches(folder / "train", schema, BATCH, seed=0), epochs=EPOCHS, shuffle=False, verbose=2)
+    history = model.fit(Batches(folder / "train", schema, BATCH, seed=0), epochs=epochs, shuffle=False, verbose=2)
     trained_s = time.perf_counter() - started
     held_out = Batches(folder / "eval", schema, 8 * BATCH, seed=None)
     parts = []

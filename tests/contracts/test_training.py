@@ -17,6 +17,7 @@ from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids.id_map import IdMap
 from sparsefeed.etl.ids.inverse import Inverse
 from sparsefeed.etl.ids.keys import hash_strings
+from sparsefeed.etl.spec import FeedSpec
 from tests import logs
 
 SPEC = logs.spec()
@@ -44,7 +45,8 @@ def raw(logs_folder: Path) -> pd.DataFrame:
 @pytest.mark.parametrize("part", ["train", "eval"])
 def test_1_to_5_the_columns_their_order_and_types(etl_folder: Path, part: str) -> None:
     schema = table(etl_folder / part).schema
-    assert schema.names == COLUMNS
+    assert schema.names[: len(COLUMNS)] == COLUMNS
+    assert schema.names[len(COLUMNS) :] == ([] if part == "train" else ["surface", "new_member", "new_post"])
     assert not [name for name in COLUMNS if schema.field(name).nullable], "these logs have no null"
     for name in COLUMNS:
         kind = schema.field(name).type
@@ -208,3 +210,43 @@ def test_11_days_before_train_from_are_in_histories_and_not_in_rows(
     assert written.equals(whole.slice(len(whole) - len(written)))
     assert len(written) == made["num_train_rows"] == len(whole) // 2
     assert max(len(history) for history in written["clicked_posts"].slice(0, 20).to_pylist()) > 0
+
+
+def test_12_evaluation_rows_say_their_surface_and_who_is_new(etl_folder: Path, raw: pd.DataFrame) -> None:
+    read = table(etl_folder / "eval")
+    assert [read.schema.field(name).type for name in ("surface", "new_member", "new_post")] == [
+        pa.string(), pa.int8(), pa.int8(),
+    ]  # fmt: skip
+    evaluated = read.to_pandas()
+    shown = raw.loc[evaluated["impression_id"]]
+    assert evaluated["surface"].tolist() == shown["_surface"].astype(str).tolist()
+    assert set(evaluated["surface"]) == {"home", "explore"}
+    before = raw[raw["_time"] < shown["_time"].min()]
+    for column, of in (("new_member", "member_id"), ("new_post", "post_id")):
+        new = ~shown[of].isin(before[of]).to_numpy()
+        assert evaluated[column].tolist() == new.astype(int).tolist()
+
+
+def test_12_an_id_that_is_too_rare_for_a_row_is_not_new_and_none_is_neither(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=2, sessions=30)
+    (day,) = sorted((root / "impressions").glob("*/*.parquet"))[1:]
+    rows = pq.read_table(day)
+    nobody = pa.array([None] * len(rows), pa.string())
+    rows = rows.set_column(rows.schema.get_field_index("member_id"), "member_id", nobody)
+    posts = pa.array([f"new-{i % 5}" if i % 3 == 0 else post for i, post in enumerate(rows["post_id"].to_pylist())])
+    rows = rows.set_column(rows.schema.get_field_index("post_id"), "post_id", posts)
+    pq.write_table(rows, day)
+    value = SPEC.model_dump() | {"ips": "none"}
+    value["tables"] = [one | {"min_count": 10**6} for one in value["tables"]]
+    value["logs"] |= {"surface": None, "max_null_share": 1}
+    pipeline.run(FeedSpec.parse(value), root, tmp_path / "etl", EtlConfig(cluster=ClusterConfig(workers=0)))
+    evaluated = table(tmp_path / "etl" / "eval")
+    assert "surface" not in evaluated.schema.names
+    assert set(evaluated["new_member"].to_pylist()) == {-1}
+    first = pq.read_table(sorted((root / "impressions").glob("*/*.parquet"))[0])
+    met = set(first["post_id"].to_pylist())
+    by_id = dict(zip(rows["impression_id"].to_pylist(), rows["post_id"].to_pylist(), strict=True))
+    new = [int(by_id[i] not in met) for i in evaluated["impression_id"].to_pylist()]
+    assert evaluated["new_post"].to_pylist() == new
+    assert sum(new) >= 40
+    assert set(evaluated["post_id"].to_pylist()) <= set(range(2, 6)), "all of them share rows of the tail"

@@ -109,6 +109,31 @@ def test_slices_hold_every_row_once_and_the_model_beside_the_best_baseline(folde
     assert list(result["slices"]["position"]) == ["1", "2-3", "4-10", ">10"]
 
 
+def test_rows_that_say_so_are_sliced_by_surface_and_newness(folder: Path, tmp_path: Path) -> None:
+    whole = pq.read_table(folder / "eval" / "part-0.parquet")
+    num = len(whole)
+    more = {
+        "surface": pa.array(np.where(np.arange(num) % 3 == 0, "search", "home")),
+        "new_member": pa.array((np.arange(num) % 2).astype(np.int8)),
+        "new_post": pa.array(np.full(num, -1, np.int8)),
+    }
+    for name, column in more.items():
+        whole = whole.append_column(name, column)
+    (tmp_path / "eval").mkdir()
+    pq.write_table(whole, tmp_path / "eval" / "part-0.parquet")
+    (tmp_path / "train").symlink_to(folder / "train")
+    found = measured(tmp_path, against=())["slices"]
+    assert list(found) == ["member", "post", "position", "surface", "new_member", "new_post"]
+    rows = {by: {name: part["num_rows"] for name, part in found[by].items()} for by in list(found)[3:]}
+    assert rows == {
+        "surface": {"home": 400, "search": 200}, "new_member": {"old": 300, "new": 300}, "new_post": {"none": 600},
+    }  # fmt: skip
+    y, score = whole["y_click"].to_numpy(), whole["decisive"].to_numpy()
+    searched = np.arange(num) % 3 == 0
+    auc = found["surface"]["search"]["responses"]["click"]["ips"]["auc"]
+    assert auc == pytest.approx(metrics.auc(y[searched], score[searched]))
+
+
 def test_the_calibrated_model_is_measured_for_every_response(folder: Path) -> None:
     calibrated = measured(folder, truth=folder / "truth", against=())["calibrated"]
     assert list(calibrated) == ["click", "like"]

@@ -66,3 +66,16 @@ def test_without_a_truth_nothing_is_expected_and_what_is_not_defined_is_nan() ->
     assert list(measured) == ["auc", "log_loss", "predicted_over_actual"]
     assert np.isnan(measured["auc"])
     assert measured["log_loss"] == pytest.approx(-np.log(0.8))
+
+
+def test_surfaces_are_sliced_the_largest_first_and_small_ones_together() -> None:
+    surfaces = np.repeat([f"s{i}" for i in range(10)], [3, 9, 4, 4, 4, 4, 4, 4, 4, 1])
+    sliced = slices.by_surface(surfaces)
+    assert sliced.names == ("s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "others")
+    wanted = [name if name not in ("s0", "s9") else "others" for name in surfaces]
+    assert names_of(sliced) == wanted
+    assert slices.by_surface(np.array(["b", "a"])).names == ("a", "b")
+
+
+def test_ids_are_new_old_or_none() -> None:
+    assert names_of(slices.by_newness(np.array([0, 1, -1, 1], np.int8))) == ["old", "new", "none", "new"]

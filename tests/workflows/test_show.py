@@ -49,4 +49,4 @@ def test_an_auc_that_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[str]
     value = evaluation()
     value["slices"]["position"]["1"]["responses"]["like"]["ips"]["expected"]["auc"] = float("nan")
 
-    assert shown(capsys, show_slices, value)[-1][-1] == "–/0.620"
+    assert shown(capsys, show_slices, value)[-3][-1] == "–/0.620"

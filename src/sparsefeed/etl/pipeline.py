@@ -311,7 +311,7 @@ def fit_and_write(
         num_rows["train"] = write(feed, sampled, parts["train"], folder / "train", view)
         if eval_days:
             progress(3, 4, "writing the evaluation parquet")
-            num_rows["eval"] = write(feed, read, parts["eval"], folder / "eval", None)
+            num_rows["eval"] = write(feed.evaluating, read, parts["eval"], folder / "eval", None)
         if eval_days and view:
             write(feed, read, parts["eval"], folder / "valid", view)
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, DataWarning)})

@@ -224,7 +224,8 @@ class FeedSpec(Frozen):
         """No feature may take a name that a column or a file of a contract has."""
         logs = self.logs
         taken = {"keys": "the snapshot", "dense": "the snapshot"}
-        taken |= dict.fromkeys(("impression_id", "position", "random"), "the training data")
+        of_rows = ("impression_id", "position", "random", "surface", "new_member", "new_post")
+        taken |= dict.fromkeys(of_rows, "the training data")
         of_logs = (logs.impression, logs.time, logs.position, logs.surface, logs.session)
         logged = (*of_logs, *(r.column for r in self.responses))
         taken |= {f"{kind}_{r.name}": "a response" for r in self.responses for kind in ("y", "t", "w", "cell")}

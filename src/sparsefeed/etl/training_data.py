@@ -112,8 +112,8 @@ def file_writer(
 ) -> WriteFile:
     """What writes the files of a folder, which is made; arguments as of `write_training_data`."""
     folder.mkdir(parents=True)
-    ids = tuple(f.name for f in spec.of_kind("id"))
-    return WriteFile(folder, tuple(schema.column_names), row_group_rows, ids, shuffle_seed, view)
+    texts = tuple(f.name for f in spec.of_kind("id")) + (("surface",) if "surface" in schema.column_names else ())
+    return WriteFile(folder, tuple(schema.column_names), row_group_rows, texts, shuffle_seed, view)
 
 
 def write_training_data(

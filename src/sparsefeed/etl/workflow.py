@@ -6,7 +6,8 @@ No operator waits for another's statistics, so one reading of the logs fits them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from merlin.dag import ColumnSelector
 from merlin.io import Dataset
 from merlin.schema import ColumnSchema, Schema
 
+from sparsefeed.etl.held_out import held_out_columns, held_out_schema
 from sparsefeed.etl.impressions import (
     IMPRESSION,
     POSITION,
@@ -39,6 +41,7 @@ from sparsefeed.etl.ops.standardise import Standardise
 from sparsefeed.etl.ops.statistic import Statistic, fit
 from sparsefeed.etl.plan import ServingPlan
 from sparsefeed.etl.serving_plan import serving_plan
+from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.etl.spec import FeedSpec
 
 __all__ = ["FeedWorkflow", "dataset_of", "fit_workflow", "training_columns"]
@@ -102,6 +105,7 @@ class FeedWorkflow:
     spec: FeedSpec
     folder: Path
     previous: Path | None = None
+    evaluates: bool = field(default=False, init=False)  # see `evaluating`
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -129,22 +133,34 @@ class FeedWorkflow:
     def transform(self, dataset: Dataset) -> Dataset:
         """The training columns, in the contract's order, lazily."""
         ddf = dataset.to_ddf()
-        meta = type(ddf._meta)({name: [] for name in training_columns(self.spec)})
+        meta = type(ddf._meta)({name: [] for name in self.schema.column_names})
         # A name of its own: to make one, Dask would keep the method, and with it the mapped files, for good.
         name = f"transform-{uuid4().hex}"
         out = ddf.map_partitions(self.transform_frame, meta=meta, enforce_metadata=False, token=name)
         return Dataset(out, schema=self.schema, cpu=dataset.cpu)
 
     def transform_frame(self, part: Any) -> Any:
-        """The training columns of a frame; one without rows, which Merlin cannot take, stays as it is."""
+        """The columns of a frame; one without rows, which Merlin cannot take, stays as it is."""
         if not len(part):
             return part
-        return self.workflow.transform(part)[training_columns(self.spec)]
+        made = self.workflow.transform(part)[training_columns(self.spec)]
+        if self.evaluates:
+            more = held_out_columns(self.spec, Snapshot.load(self.folder / "snapshot"), part)
+            made = made.assign(**{name: more[name] for name in more})
+        return made
 
     @property
     def schema(self) -> Schema:
-        """Merlin's, of the training columns, once fitted."""
-        return self.workflow.output_schema[training_columns(self.spec)]
+        """Merlin's, of the columns, once fitted."""
+        columns = self.workflow.output_schema[training_columns(self.spec)]
+        return columns + Schema(held_out_schema(self.spec)) if self.evaluates else columns
+
+    @property
+    def evaluating(self) -> FeedWorkflow:
+        """The same, which gives rows of evaluation days: the training columns, then those of etl.held_out."""
+        same = copy(self)
+        same.evaluates = True
+        return same
 
     def clear(self) -> None:
         """Forget what was fitted and close its files: Merlin's graph is a cycle, which Python frees late."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ __all__ = ["Baseline", "EvaluationRows", "evaluate", "evaluate_day", "fit_calibr
 
 Floats = NDArray[np.float32]
 Ids = list[NDArray[np.int64]]
+_HELD_OUT = ("surface", "new_member", "new_post")
 Baseline = Literal["logistic", "mlp", "lightgbm", "lightgbm_ids"]
 
 
@@ -54,6 +55,7 @@ class EvaluationRows:
         dense: float32 [n, D], standardised.
         ids: int64 [n] per `id` feature.
         truth: float64 [n, R] or None.
+        held_out: columns of evaluation days alone [n], as far as the files have them (docs/contracts/training.md, 12).
     """
 
     impression: NDArray[Any]
@@ -63,6 +65,7 @@ class EvaluationRows:
     dense: Floats
     ids: Ids
     truth: NDArray[np.float64] | None = None
+    held_out: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_only: bool = False) -> EvaluationRows:
@@ -83,7 +86,9 @@ def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_on
     columns += [f"w_{r}" for r in responses] if weighted else []
     columns += [f.name for f in spec.of_kind("id")]
     chosen = ds.field("random") == 1 if random_only and spec.sessions else None
-    table = ds.dataset(files).to_table(columns=columns, filter=chosen)
+    rows = ds.dataset(files)
+    held_out = [name for name in _HELD_OUT if name in rows.schema.names]
+    table = rows.to_table(columns=[*columns, *held_out], filter=chosen)
     if not len(table):
         raise NoRandomRowError(f"{folder}: no row of a random session; evaluate on a day that has some")
 
@@ -101,6 +106,7 @@ def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_on
         matrix([f.name for f in spec.dense]),
         [table[f.name].to_numpy() for f in spec.of_kind("id")],
         None if truth is None else _truth(truth, responses, impression),
+        {name: table[name].to_numpy() for name in held_out},
     )
 
 
@@ -192,8 +198,9 @@ def evaluate(
 
     Returns:
         `responses`: response -> model -> metrics; `calibrated`: the first model's; `compared`: the first model and the
-        baseline of the greatest mean AUC; `slices`: "member", "post" and "position", where the spec declares them ->
-        slice -> metrics of these two (slices.measure). By surface there are none, for the parquet has no surface.
+        baseline of the greatest mean AUC; `slices`: "member", "post" and "position", where the spec declares them, and
+        "surface", "new_member" and "new_post", where the rows have them -> slice -> metrics of these two
+        (slices.measure).
     """
     steps = len(scorers) + 2
     probabilities: dict[str, Floats] = {}
@@ -297,6 +304,8 @@ def _slicings(spec: FeedSpec, rows: EvaluationRows, trained_ids: Ids) -> Iterato
             yield name, slices.by_frequency(column, _column_of(spec, trained_ids, feature)[0], first_own_row)
     if spec.logs.position is not None:
         yield "position", slices.by_position(rows.position)
+    for name, column in rows.held_out.items():
+        yield name, slices.by_surface(column) if name == "surface" else slices.by_newness(column)
 
 
 def _quality(rows: EvaluationRows, members: NDArray[np.int64], probability: Floats, r: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Slices of the evaluated rows: where a model is good, by how often an id was trained on and by position.
+"""Slices of the evaluated rows: where a model is good, by how often an id was trained on, by place and by newness.
 
 Notable: an id is counted in the rows that were trained on, so of sampled logs in the sampled ones. A row of a table
 that is no admitted id's alone (null, hashed tail) says nothing of how often the id was met: its impressions are a slice
@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from sparsefeed.models import metrics
 
-__all__ = ["Slicing", "by_frequency", "by_position", "measure"]
+__all__ = ["Slicing", "by_frequency", "by_newness", "by_position", "by_surface", "measure"]
 
 Ids = npt.NDArray[np.int64]
 
+_MOST_SURFACES = 8
 _METRICS = (metrics.auc, metrics.log_loss, metrics.predicted_over_actual)
 
 
@@ -53,6 +54,24 @@ def by_position(position_N: npt.NDArray[np.integer]) -> Slicing:
     """By position: 1, 2-3, 4-10, >10; "not logged" where it is smaller."""
     names = ("not logged", "1", "2-3", "4-10", ">10")
     return Slicing(names, np.searchsorted((1, 2, 4, 11), position_N, side="right"))
+
+
+def by_surface(surface_N: npt.NDArray[Any]) -> Slicing:
+    """By surface, the one of the most rows first, of equal ones by name; of more than 8 the rest are "others"."""
+    names, slice_N, counts = np.unique(surface_N.astype(str), return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    if len(order) > _MOST_SURFACES:
+        others = "others" if "others" not in names else "all others"
+        place, names = np.minimum(place, _MOST_SURFACES), np.append(names, others)
+        order = np.append(order[:_MOST_SURFACES], len(names) - 1)
+    return Slicing(tuple(names[order].tolist()), place[slice_N])
+
+
+def by_newness(new_N: npt.NDArray[np.integer]) -> Slicing:
+    """By whether the id was met before the evaluation days: "old" (0), "new" (1), "none" where there is none (-1)."""
+    return Slicing(("old", "new", "none"), new_N.astype(np.int64) % 3)
 
 
 def measure(

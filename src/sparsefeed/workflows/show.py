@@ -127,7 +127,7 @@ def show_quality(result: dict[str, Any], random: bool = True) -> None:
 def show_slices(result: dict[str, Any]) -> None:
     """Print a table of the AUC by slice, of the first model and the best baseline; what is not defined is a dash."""
     names = "/".join(_NAMES.get(model, model) for model in result["compared"])
-    title = f"AUC of {names} by training rows of an id, and by position"
+    title = f"AUC of {names} by training rows of an id, by place, and by whether it is new"
     table = Table(box=None, header_style="bold", title=title, collapse_padding=True, pad_edge=False)
     for heading in ("by", "slice", "rows", *result["responses"]):
         table.add_column(heading, justify="left" if heading in ("by", "slice") else "right")
@@ -138,7 +138,7 @@ def show_slices(result: dict[str, Any]) -> None:
                 for models in part["responses"].values()
             )
             cells = ["/".join("–" if math.isnan(auc) else f"{auc:.3f}" for auc in pair) for pair in pairs]
-            table.add_row(by, name, f"{part['num_rows']:,}", *cells)
+            table.add_row(by.replace("_", " "), name, f"{part['num_rows']:,}", *cells)
     console.print(table)
 
 

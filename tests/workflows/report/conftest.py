@@ -113,6 +113,7 @@ def evaluation() -> dict[str, Any]:
         "slices": {
             "member": {"not admitted": cut(100, -0.05), "6-50": cut(600, 0.0)},
             "position": {"1": cut(700, 0.0)},
+            "new_post": {"old": cut(500, 0.0), "new": cut(200, -0.1)},
         },
     }
 

@@ -52,9 +52,10 @@ def test_a_response_of_one_class_has_no_point() -> None:
 def test_the_section_has_a_plot_and_a_folded_table_for_every_way_to_cut(workspace: Workspace) -> None:
     found = slices_section(read_run(workspace))
 
-    assert [plot.title for plot in plots(found)] == ["AUC by member", "AUC by position"]
+    assert [plot.title for plot in plots(found)] == ["AUC by member", "AUC by position", "AUC by new post"]
     assert found.parts[1].summary == "Every slice"
-    member, position = tables(found)
+    member, position, new_post = tables(found)
+    assert new_post.title.startswith("By new post: ")
     assert member.title == "By member: IPS weights / LightGBM, no ids"
     assert member.rows[0] == ("not admitted", "100", "click", "0.620 / 0.570", "0.3500 / 0.3500", "0.92 / 0.94")
     assert len(member.rows) == 4
@@ -87,7 +88,7 @@ def test_where_no_member_is_known_nothing_is_told_within_members() -> None:
     assert within_members(evaluation(value).observed) == ()
 
 
-@pytest.mark.parametrize("by", ["member", "position"])
+@pytest.mark.parametrize("by", ["member", "position", "new_post"])
 def test_equal_slices_give_equal_drawings(by: str) -> None:
     first, second = (auc_by_slice(by, evaluation().slices[by], ("ips", "lightgbm")).svg for _ in range(2))
 

@@ -19,6 +19,9 @@ _BY = {
     "member": "impressions of the member that were trained on",
     "post": "impressions of the post that were trained on",
     "position": "position",
+    "surface": "surface",
+    "new_member": "whether the member was met before the held-out days",
+    "new_post": "whether the post was met before the held-out days",
 }
 
 
@@ -31,9 +34,9 @@ def slices_section(run: Run) -> Section:
     names = [MODEL_NAMES[model] for model in evaluation.compared]
     text = [
         f"{names[0]} beside {names[1]}, the baseline of the greatest mean AUC, on the same impressions: by how many of "
-        "the training impressions were of the same member or post, and by position. An id that was not admitted "
-        "shares its row, and is known by it alone. A point is a response, the line is their mean.",
-        "There is no slice by surface, for the training parquet has none.",
+        "the training impressions were of the same member or post, by position, by surface, and by whether the member "
+        "or post was met before the held-out days. An id that was not admitted shares its row, and is known by it "
+        "alone. A point is a response, the line is their mean.",
     ]
     drawn = tuple(auc_by_slice(by, parts, evaluation.compared) for by, parts in evaluation.slices.items())
     tables = tuple(_table(by, parts, evaluation.compared) for by, parts in evaluation.slices.items())
@@ -61,7 +64,7 @@ def auc_by_slice(by: str, parts: Mapping[str, Slice], compared: Sequence[str]) -
     marks = chart_of(points).mark_point(filled=True, size=50, opacity=0.7)
     chart = lines + marks.encode(x, y, colour, shape, aside, detail="response:N")
     words = "; ".join(f"{row['slice']}, {row['model']}: {row['AUC']:.3f}" for row in means)
-    return draw(chart, f"slices-{by}", f"AUC by {by}", f"Mean AUC by {_BY.get(by, by)}: {words}")
+    return draw(chart, f"slices-{by}", f"AUC by {by.replace('_', ' ')}", f"Mean AUC by {_BY.get(by, by)}: {words}")
 
 
 def _table(by: str, parts: Mapping[str, Slice], compared: Sequence[str]) -> Table:
@@ -74,6 +77,7 @@ def _table(by: str, parts: Mapping[str, Slice], compared: Sequence[str]) -> Tabl
             known = {model: quality.best_known for model, quality in models.items()}
             figures = (pair(known, "auc", 3), pair(known, "log_loss", 4), pair(known, "predicted_over_actual", 2))
             rows.append((slice_, f"{part.num_rows:,}", response, *figures))
+    by = by.replace("_", " ")
     title = f"By {by}: {' / '.join(MODEL_NAMES[model] for model in compared)}"
     heads = (by, "impressions", "response", "AUC", "log loss", "pred. / actual")
     return Table(title, heads, tuple(rows), ("response",))

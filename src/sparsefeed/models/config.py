@@ -83,6 +83,7 @@ class TrainConfig(Frozen):
     warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
     cold_start: dict[Name, ColdStart] = Field(default_factory=dict)  # by table; of the others: `tail`
     weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
+    order: Literal["time", "shuffled"] = "time"  # of row groups; by time the last rows, most like what comes, are last
     shuffle_rows: int = Field(default=2**18, ge=1)  # rows a rank shuffles at a time
     read_threads: int = Field(default=1, ge=1)  # row groups that a rank reads at once
     batches_ahead: int = Field(default=4, ge=0)  # made before they are asked for

@@ -18,7 +18,7 @@ from sparsefeed.workflows.choices import Baseline, Dataset, OnBadFile, Scale, Vi
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
 from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName, Root, Url
-from sparsefeed.workflows.releasing import canary, publish, pull, push, refresh, rollback, shadow
+from sparsefeed.workflows.releasing import canary, loop, publish, pull, push, refresh, rollback, shadow
 from sparsefeed.workflows.serve import serve
 from sparsefeed.workflows.show import (
     show_findings,
@@ -40,7 +40,7 @@ app.add_typer(hps, name="hps")
 app.add_typer(hugectr, name="hugectr")
 app.add_typer(canary, name="canary")
 app.add_typer(shadow, name="shadow")
-for command in (serve, refresh, publish, rollback, push, pull):
+for command in (serve, refresh, loop, publish, rollback, push, pull):
     app.command()(command)
 
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}

@@ -1,4 +1,4 @@
-"""Commands of a release: `sparsefeed refresh`, `publish`, `rollback`, `canary ...`, `shadow ...`, `push`, `pull`."""
+"""Commands of a release: `refresh`, `loop`, `publish`, `rollback`, `canary ...`, `shadow ...`, `push`, `pull`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName
 from sparsefeed.workflows.show import show_judgement
 from sparsefeed.workflows.workspace import Workspace
 
-__all__ = ["canary", "publish", "pull", "push", "refresh", "rollback", "shadow"]
+__all__ = ["canary", "loop", "publish", "pull", "push", "refresh", "rollback", "shadow"]
 
 canary = typer.Typer(no_args_is_help=True, help="Give a bundle some members, and judge it beside the stable one.")
 shadow = typer.Typer(no_args_is_help=True, help="Ask a bundle, too, and give its answers to nobody.")
@@ -91,6 +91,39 @@ def refresh(
         )
     if publish_it:
         publish(made.bundle, recipe, workspace, servers, wave, f"refreshed with {day.date()}")
+
+
+def loop(
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
+    logs: LogsFolder = None,
+    days: Annotated[int | None, typer.Option(min=1, help="At most; default: to the last day of the logs.")] = None,
+    servers: Servers = None,
+    wave: Annotated[int | None, typer.Option(min=1, help="Servers at a time; a wave that fails is taken back.")] = None,
+    publish_it: Annotated[bool, typer.Option("--publish", help="Every version into running servers.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also where a version is worse than what is current.")] = False,
+) -> None:
+    """Judge, refresh and publish every day of the logs that is not there yet; goes on where it stopped."""
+    from sparsefeed.workflows.loop import loop as loop_days
+
+    def into_service(bundle: str) -> None:
+        publish(bundle, recipe, workspace, servers, wave, "loop")
+
+    place, loaded = Workspace(workspace), _load(recipe)
+    with stage("loop") as progress:
+        for one in loop_days(
+            loaded,
+            place,
+            logs,
+            max_days=days,
+            publish=into_service if publish_it else None,
+            force=force,
+            progress=progress,
+        ):
+            took = f"ETL {one.etl_s:.1f} s, training and delta {one.refresh_s:.1f} s, publishing {one.publish_s:.1f} s"
+            quality = ", ".join(f"{name} {figures['auc']:.4f}" for name, figures in one.quality.items())
+            said = f"{took}; delta {one.delta_bytes / 1e6:.1f} MB; AUC of the day before's model: {quality}"
+            console.print(f"{one.day}: bundle {one.bundle}; {said}", soft_wrap=True)
 
 
 def rollback(

@@ -48,6 +48,11 @@ class Workspace:
         return self.root / "evaluation-days" / f"{day}.json"
 
     @property
+    def loop(self) -> Path:
+        """What every day of `sparsefeed loop` gave and took, a line of JSON each."""
+        return self.root / "loop.jsonl"
+
+    @property
     def deltas(self) -> Path:
         """What refreshes changed, a folder a day (docs/contracts/delta.md)."""
         return self.root / "deltas"

@@ -49,11 +49,13 @@ def write_numbered(folder: Path, groups_of_files: list[list[int]]) -> int:
     return number - 1
 
 
-def loaders(folder: Path, ranks: int, batch_size: int, shuffle_rows: int = 8, seed: int = 0) -> list[Loader]:
+def loaders(
+    folder: Path, ranks: int, batch_size: int, shuffle_rows: int = 8, seed: int = 0, by_time: bool = False
+) -> list[Loader]:
     columns = Rows.columns(SPEC)
     parts = open_split(SPEC, folder, "train", columns)
     return [
-        Loader(SPEC, parts, {"post": 10**6}, columns, batch_size, rank, ranks, shuffle_rows, seed)
+        Loader(SPEC, parts, {"post": 10**6}, columns, batch_size, rank, ranks, shuffle_rows, seed, by_time=by_time)
         for rank in range(ranks)
     ]
 
@@ -71,13 +73,20 @@ def ids_of(batch: Batch) -> list[int]:
     ranks=st.integers(1, 3),
     batch_size=st.integers(1, 7),
     shuffle_rows=st.integers(1, 20),
+    by_time=st.booleans(),
 )
 def test_ranks_share_the_rows_evenly_without_repeats(
-    tmp_path_factory: pytest.TempPathFactory, groups: list[list[int]], ranks: int, batch_size: int, shuffle_rows: int
+    tmp_path_factory: pytest.TempPathFactory,
+    groups: list[list[int]],
+    ranks: int,
+    batch_size: int,
+    shuffle_rows: int,
+    by_time: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("numbered")
     num_rows = write_numbered(folder, groups)
-    epochs = [[ids_of(b) for b in loader.epoch(0)] for loader in loaders(folder, ranks, batch_size, shuffle_rows)]
+    of_ranks = loaders(folder, ranks, batch_size, shuffle_rows, by_time=by_time)
+    epochs = [[ids_of(b) for b in loader.epoch(0)] for loader in of_ranks]
     sizes = [[len(batch) for batch in batches] for batches in epochs]
     assert all(of_rank == sizes[0] for of_rank in sizes), "a rank with another number of batches would wait for ever"
     assert all(size == batch_size for size in sizes[0][:-1])
@@ -85,16 +94,32 @@ def test_ranks_share_the_rows_evenly_without_repeats(
     assert set(seen) <= set(range(1, num_rows + 1))
     assert all(count == 1 for count in seen.values())
     assert len(seen) == num_rows // ranks * ranks
-    loader = loaders(folder, ranks, batch_size, shuffle_rows)[0]
+    for own in of_ranks:
+        numbers = list(range(1, num_rows + 1))
+        at = [own.locate(0, batch, row) for batch, size in enumerate(sizes[0]) for row in range(size)]
+        starts = {folder / "train" / f"{i}.parquet": sum(map(sum, groups[:i])) for i in range(len(groups))}
+        assert [numbers[starts[path] + row] for path, row in at] == [i for b in epochs[own.rank] for i in b]
+    loader = of_ranks[0]
     assert (loader.rows_per_epoch, loader.batches_per_epoch) == (num_rows // ranks, len(sizes[0]))
 
 
-def test_an_epoch_begun_in_the_middle_goes_on_as_if_never_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_time", [False, True])
+def test_an_epoch_begun_in_the_middle_goes_on_as_if_never_left(tmp_path: Path, by_time: bool) -> None:
     write_numbered(tmp_path, [[10, 7], [20]])
-    loader = loaders(tmp_path, 1, 4)[0]
-    whole = [ids_of(b) for b in loader.epoch(0)]
-    for start in range(len(whole) + 1):
-        assert [ids_of(b) for b in loader.epoch(0, start)] == whole[start:]
+    for own in loaders(tmp_path, 2, 4, by_time=by_time):
+        whole = [ids_of(b) for b in own.epoch(0)]
+        for start in range(len(whole) + 1):
+            assert [ids_of(b) for b in own.epoch(0, start)] == whole[start:]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_by_time_all_ranks_go_along_the_rows_together(tmp_path: Path, ranks: int) -> None:
+    write_numbered(tmp_path, [[50, 40], [30], [60, 20]])
+    epochs = [[ids_of(b) for b in own.epoch(1)] for own in loaders(tmp_path, ranks, 5, shuffle_rows=10, by_time=True)]
+    for number, of_ranks in enumerate(zip(*epochs, strict=True)):
+        stretch = number // 2 * 10 * ranks  # of two batches a rank: its buffer
+        seen = [i - 1 for ids in of_ranks for i in ids]
+        assert stretch <= min(seen) <= max(seen) < stretch + 10 * ranks
 
 
 def test_equal_seeds_give_equal_orders_and_others_do_not(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Which rows a rank trains on, and in what order.
 
-Notable: an epoch is a seeded order of row groups laid end to end; rank r of P takes the r-th P-th of its rows,
-cut in the middle of a row group where need be. So every rank has exactly as many rows and batches as any other
-however the files are cut (a rank with one batch more would wait for ever in a collective), and at most P - 1
-rows, other ones each epoch, are left out. Rows are then shuffled within a buffer of many row groups.
+Notable: an epoch is all row groups laid end to end, as they stand, which is by time, or in a seeded order. By time,
+P ranks go along it together: each takes a P-th of every stretch of P shuffle buffers, and so of the last, shorter one.
+In a seeded order rank r takes the r-th P-th of all rows. Either way a row group is cut in the middle where need be, so
+every rank has exactly as many rows and batches as any other however the files are cut (a rank with one batch more would
+wait for ever in a collective), and at most P - 1 rows are left out. Rows are then shuffled within a buffer.
 
 Row groups are read by threads of their own, and batches are made by another, so that a step finds the next one there.
 They take what steps leave of the cores, for a step waits for the slowest of its threads.
@@ -50,6 +51,7 @@ class Loader:
         read_threads: Row groups that are read at once; of more than one, batches are made by as many threads too.
         batches_ahead: Batches that are made before they are asked for; 0: none.
         pinned: Make them in pinned memory, for a GPU.
+        by_time: An epoch goes from the first row group to the last; else in a seeded order, another each epoch.
     """
 
     spec: FeedSpec
@@ -64,6 +66,7 @@ class Loader:
     read_threads: int = 1
     batches_ahead: int = 0
     pinned: bool = False
+    by_time: bool = False
 
     @property
     def rows_per_epoch(self) -> int:
@@ -165,16 +168,33 @@ class Loader:
 
     def _share(self, epoch: int, skip: int = 0) -> list[tuple[Part, int, int]]:
         """Row groups of this rank in an epoch's order, with the first row and the rows to take, but `skip` rows."""
-        begin = self.rank * self.rows_per_epoch
-        end = begin + self.rows_per_epoch
-        share, position = [], 0
-        for number in np.random.default_rng((self.seed, epoch)).permutation(len(self.parts)):
-            part = self.parts[number]
-            low, high = max(begin + skip - position, 0), min(end - position, part.num_rows)
-            if low < high:
-                share.append((part, low, high - low))
-            position += part.num_rows
+        order = np.arange(len(self.parts))
+        if not self.by_time:
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.parts))
+        ends = np.cumsum([self.parts[number].num_rows for number in order])
+        share = []
+        for begin, end in self._stretches():
+            passed = min(skip, end - begin)
+            skip -= passed
+            row = begin + passed
+            while row < end:
+                at = int(np.searchsorted(ends, row, side="right"))
+                part = self.parts[order[at]]
+                low = row - (int(ends[at]) - part.num_rows)
+                num = min(part.num_rows - low, end - row)
+                share.append((part, low, num))
+                row += num
         return share
+
+    def _stretches(self) -> Iterator[tuple[int, int]]:
+        """What this rank takes of an epoch's rows, from one to another."""
+        if not self.by_time:
+            yield self.rank * self.rows_per_epoch, (self.rank + 1) * self.rows_per_epoch
+            return
+        for start in range(0, self.rows_per_epoch, self._buffer_rows):
+            own = min(self._buffer_rows, self.rows_per_epoch - start)
+            begin = start * self.world_size + self.rank * own
+            yield begin, begin + own
 
     def _read(self, part: Part, first: int, rows: int) -> pa.Table:
         return read_part(self.spec, part, self.columns, self.capacities).slice(first, rows)

@@ -99,7 +99,7 @@ def _run(job: Job, report: Report, must_stop: Callable[[], bool]) -> None:
         spec=job.spec, parts=trained, capacities=capacities, columns=columns,
         batch_size=config.batch_size // world_size, rank=dist.get_rank(), world_size=world_size,
         shuffle_rows=config.shuffle_rows, seed=config.seed, read_threads=config.read_threads,
-        batches_ahead=config.batches_ahead, pinned=cuda,
+        batches_ahead=config.batches_ahead, pinned=cuda, by_time=config.order == "time",
     )  # fmt: skip
     validation = replace(loader, parts=held_out) if held_out else None
     source = latest(job.out) or job.start_from

@@ -216,6 +216,7 @@ class TritonServer:
             f"--model-repository={self._repository}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self._models),
+            "--model-load-thread-count=1",  # a bundle's processes beginning together take the cores of those that serve
             "--disable-auto-complete-config",  # else each model starts a second stub, +1.5 s
             *("--http-address=127.0.0.1", f"--http-port={config.http_port}"),
             *("--grpc-address=127.0.0.1", f"--grpc-port={config.grpc_port}"),

@@ -42,7 +42,7 @@ class LoopDay:
         delta_bytes: of the delta's files.
         version_bytes: of the new version's files that its parent does not share.
         peak_memory_bytes: of this process and the largest of its children, so far.
-        quality: response -> AUC, log loss, predicted/actual on the day's random sessions of the model of the day before.
+        quality: response -> AUC, log loss, predicted/actual, on the day's random sessions, of the model before it.
     """
 
     day: str

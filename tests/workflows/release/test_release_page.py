@@ -1,0 +1,19 @@
+"""The recipe of docs/howto/release.md is what a recipe has when it says nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from sparsefeed.workflows.release.config import Guardrails, ReleaseConfig
+
+PAGE = (Path(__file__).parents[3] / "docs" / "howto" / "release.md").read_text("utf-8")
+
+
+def test_the_pages_settings_are_the_defaults() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    settings = yaml.safe_load(block)["release"]
+    assert ReleaseConfig.model_validate(settings) == ReleaseConfig()
+    assert set(settings["guardrails"]) | {"ks"} == set(Guardrails.model_fields)

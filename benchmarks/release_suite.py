@@ -104,7 +104,6 @@ def _server(
     names = ("http_port", "grpc_port", "metrics_port")
     config = recipe.serving.model_copy(update=dict(zip(names, ports, strict=True)))
     place = ServerPlace(
-        http_url=f"127.0.0.1:{config.http_port}",
         grpc_url=f"127.0.0.1:{config.grpc_port}",
         repository=str(scratch / "triton_repo"),
         bundles=str(workspace.bundles.resolve()),
@@ -113,7 +112,8 @@ def _server(
     export(workspace.bundles, bundle, config, made.repository)
     export_router(open_version(workspace.bundles, bundle), config, made.folder, made.repository)
     log = scratch / "tritonserver.log"
-    return TritonServer(made.repository, [bundle], config, router=True, log_path=log), made, config
+    server = TritonServer(made.repository, [bundle], config, router=True, key=made.key, log_path=log)
+    return server, made, config
 
 
 def _next(root: Path, parent: Bundle, number: int, scratch: Path) -> Bundle:

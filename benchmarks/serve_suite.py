@@ -170,8 +170,8 @@ def _ensemble(
         with TritonServer(repository, [version.id, NAME], config) as server:
             for _ in range(TURNS):
                 for name in loads:
-                    loads[name] += measure(server.grpc_url, server.http_url, name, requests, num_requests=200)
-            (busy,) = measure(server.grpc_url, server.http_url, version.id, requests, concurrencies=(4,))
+                    loads[name] += measure(server.grpc_url, name, requests, num_requests=200)
+            (busy,) = measure(server.grpc_url, version.id, requests, concurrencies=(4,))
         case = f"ensemble, {num} candidates"
         ours, empty = (statistics.median(load.p50_ms for load in loads[name]) for name in (version.id, NAME))
         rows += [

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from sparsefeed.errors import RequestError
 from sparsefeed.etl.plan import ServingPlan
 from sparsefeed.workflows.serving.client import FeedClient
+from sparsefeed.workflows.serving.export import export
+from sparsefeed.workflows.serving.request import PROBE
 from sparsefeed.workflows.serving.server import TritonServer
 from sparsefeed.workflows.serving.steps.transform import TransformStep
-from tests.workflows.serving.conftest import bundle_root, feeds, repository, server
+from tests.workflows.serving.conftest import bundle_root, config, feeds, repository, server
 from tests.workflows.serving.feed import RESPONSES, SPEC, Feed, plan
+from tests.workflows.serving.malformed import well_formed
 
 __all__ = ["bundle_root", "feeds", "repository", "server"]  # fixtures
 
@@ -207,3 +216,56 @@ def test_6_the_configuration_names_the_responses(server: TritonServer) -> None:
     with urlopen(f"http://{server.http_url}/v2/models/{RANKER}/config") as answer:
         parameters = json.load(answer)["parameters"]
     assert json.loads(parameters["responses"]["string_value"]) == RESPONSES
+
+
+def test_7_beyond_the_queue_a_request_is_unavailable_at_once_and_those_in_it_are_answered(
+    bundle_root: Path, tmp_path: Path
+) -> None:
+    settings = config(max_queue_size=4, max_queue_ms=60_000, max_candidates=100_000, instances={"dense": 2})
+    export(bundle_root, "b1", settings, tmp_path)
+    request = well_formed("b1", posts=(b"p6",) * 20_000)
+    with TritonServer(tmp_path, ["b1"], settings) as server:
+        options = [("grpc.max_receive_message_length", -1)]
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(server.grpc_url, options))
+        begun = time.monotonic()
+        calls = [stub.ModelInfer.future(request, timeout=60) for _ in range(60)]
+        took_s: dict[int, float] = {}
+        ended = threading.Semaphore(0)
+        for i, call in enumerate(calls):
+            call.add_done_callback(lambda _, i=i: (took_s.setdefault(i, time.monotonic() - begun), ended.release()))
+        for _ in calls:
+            ended.acquire()
+        codes = Counter(call.code() for call in calls)
+        refused = [call for call in calls if call.code() == grpc.StatusCode.UNAVAILABLE]
+        assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        assert codes[grpc.StatusCode.OK] >= 6  # at least those that found room: in the queue and in the processes
+        assert all("Exceeds maximum queue size" in call.details() for call in refused)
+        assert all("feed_ranker_b1" in call.details() for call in refused)
+        answered_s = [took_s[i] for i, call in enumerate(calls) if call.code() == grpc.StatusCode.OK]
+        refused_s = [took_s[i] for i, call in enumerate(calls) if call.code() != grpc.StatusCode.OK]
+        assert min(refused_s) < max(answered_s)  # refused while others still wait
+        # A client's own deadline cuts the time in the queue, too.
+        request.parameters["timeout"].int64_param = 1000
+        calls = [stub.ModelInfer.future(request, timeout=60) for _ in range(30)]
+        said = Counter(call.exception().details().split(", ")[-1] if call.exception() else "ok" for call in calls)
+        assert any("Request timeout expired" in words for words in said), said
+
+
+def test_8_a_probe_of_health_is_answered_and_not_counted(server: TritonServer) -> None:
+    def counted() -> float:
+        with urlopen(server.metrics_url) as page:
+            lines = page.read().decode().splitlines()
+        wanted = ("sparsefeed_requests_total", 'bundle="b1"', 'step="feed_transform"', 'outcome="ok"')
+        (line,) = [line for line in lines if line.startswith(wanted[0]) and all(part in line for part in wanted)]
+        return float(line.split()[-1])
+
+    send(server, {"member_id": ["m6"], "post_ids": ["p6"]})
+    time.sleep(2.5)  # the page is at most a second old
+    before = counted()
+    request = well_formed("b1")
+    for name in (PROBE, "another"):
+        request.id = name
+        with grpc.insecure_channel(server.grpc_url) as channel:
+            assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request).id == name
+    time.sleep(2.5)
+    assert counted() == before + 1

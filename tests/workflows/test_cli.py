@@ -40,6 +40,8 @@ def test_help_names_every_command_and_imports_no_heavy_library() -> None:
         "bench",
         "report",
         "demo",
+        "inspect",
+        "health",
     ):
         assert command in shown
 

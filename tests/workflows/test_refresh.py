@@ -66,6 +66,8 @@ def test_a_day_becomes_the_next_version_once(workspace: Workspace, folder: Path)
         assert len(versions(workspace.bundles)) == number + 1
         for table in RECIPE.feed.tables:
             assert IdMap.load(version.ids(table.name)).num_rows >= IdMap.load(base.ids(table.name)).num_rows
+    scores = [json.loads((one.path / "metrics.json").read_text())["score"] for one in (base, version)]
+    assert scores[0] == scores[1]  # what serves is held against the last whole training
     known, old = (Snapshot.load(one.snapshot) for one in (version, base))
     newest = Snapshot.load(workspace.etl_days / str(DAYS[1]) / "snapshot")
     assert known.as_of_ms == newest.as_of_ms > old.as_of_ms

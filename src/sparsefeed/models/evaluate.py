@@ -31,7 +31,16 @@ from sparsefeed.models.encoding import encode
 from sparsefeed.models.torchrec.score import Scorer
 from sparsefeed.progress import Progress, silent
 
-__all__ = ["Baseline", "EvaluationRows", "evaluate", "evaluate_day", "fit_calibration", "read_rows"]
+__all__ = [
+    "Baseline",
+    "EvaluationRows",
+    "HeldOut",
+    "evaluate",
+    "evaluate_day",
+    "fit_calibration",
+    "read_rows",
+    "score_held_out",
+]
 
 Floats = NDArray[np.float32]
 Ids = list[NDArray[np.int64]]
@@ -124,18 +133,36 @@ def _truth(folder: Path, responses: Sequence[str], impression: NDArray[Any]) -> 
     return truth.astype(np.float64)
 
 
-def fit_calibration(spec: FeedSpec, scorer: Scorer, data: Path, kind: CalibrationKind = "platt") -> Calibration:
+@dataclass(frozen=True)
+class HeldOut:
+    """The random sessions' rows of the evaluation days, and what a model gives them: logits float32 [n, R]."""
+
+    rows: EvaluationRows
+    logits: Floats
+
+
+def score_held_out(spec: FeedSpec, scorer: Scorer, data: Path) -> HeldOut | None:
+    """Score them once, for whoever needs it; None on days without random sessions."""
+    try:
+        return HeldOut(*_scored(spec, scorer, data, None))
+    except NoRandomRowError:
+        return None
+
+
+def fit_calibration(
+    spec: FeedSpec, scorer: Scorer, data: Path, kind: CalibrationKind = "platt", held_out: HeldOut | None = None
+) -> Calibration:
     """Calibration from the evaluation days' random sessions, all of them; `evaluate` says what it is worth on others.
 
-    Days without random sessions leave the logits as they are, and so does `none`, which scores nothing.
+    Days without random sessions leave the logits as they are, and so does `none`, which scores nothing. `held_out`
+    saves the scoring where it was done before.
     """
     if kind == "none":
         return Calibration.identity(spec)
-    try:
-        rows, logits = _scored(spec, scorer, data, None)
-    except NoRandomRowError:
+    held_out = held_out or score_held_out(spec, scorer, data)
+    if held_out is None:
         return Calibration.identity(spec)
-    return Calibration.fit(spec, logits, rows.labels, kind=kind)
+    return Calibration.fit(spec, held_out.logits, held_out.rows.labels, kind=kind)
 
 
 def _half(rows: EvaluationRows) -> NDArray[np.bool_]:

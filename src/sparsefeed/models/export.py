@@ -47,6 +47,7 @@ def export_bundle(
     int8: Int8Limits | None = None,
     note: Callable[[str], object] = lambda _: None,
     metrics: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | None = None,
     check: Callable[[Path], None] | None = None,
     progress: Progress = silent,
 ) -> str:
@@ -61,6 +62,7 @@ def export_bundle(
         int8: write the dense model in 8 bits, too, and refuse it where held-out rows change by more; None: do not.
         note: told what 8 bits change.
         metrics: of this checkpoint, for metrics.json and the model card: `{"responses": {response: {metric: value}}}`.
+        scores: spread of the held-out scores (models.score_bins), for metrics.json.
         check: called with the folder before it is sealed, and may add what the rest of it gives (recorded.json); where
             it raises, nothing is published.
         progress: told of the files.
@@ -79,7 +81,7 @@ def export_bundle(
         raise DataError(f"{data}: no etl.json ({error}); run the ETL to its end") from error
     spec = FeedSpec.load(data / "spec.json")
     calibration = calibration or Calibration.identity(spec)
-    metrics = dict(metrics or {})
+    metrics = {**(metrics or {}), **({"score": dict(scores)} if scores else {})}
     model, tables = load_model(checkpoint, spec)
     said = Checkpoint.read(checkpoint)
     check_trained_on(checkpoint, said.etl, data)
@@ -144,8 +146,9 @@ def export_delta(
 ) -> Delta:
     """Write the delta of a trained day, which makes the parent's next version.
 
-    The dense model keeps the parent's calibration and formats; `transform/` stays the parent's, as a day's is the
-    base's. Written before, from the same, it is left as it is.
+    The dense model keeps the parent's calibration and formats; what served scores are held against (`score` of
+    metrics.json) stays the parent's, so that they are seen to drift from the last whole training; `transform/` stays
+    the parent's, as a day's is the base's. Written before, from the same, it is left as it is.
 
     Args:
         checkpoint: of the finished training of the day.
@@ -188,7 +191,8 @@ def export_delta(
         known.save(folder / "snapshot")
         if spec.weighted:
             shutil.copyfile(day / "ips.parquet", folder / "ips.parquet")
-        (folder / "metrics.json").write_text(json.dumps(metrics or {}, indent=1, sort_keys=True) + "\n", "utf-8")
+        told = {**_scores_of(parent), **(metrics or {})}
+        (folder / "metrics.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", "utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     return write_delta(
@@ -204,6 +208,12 @@ def export_delta(
         build=build,
         progress=progress,
     )
+
+
+def _scores_of(bundle: Bundle) -> dict[str, Any]:
+    path = bundle.path / "metrics.json"
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return {"score": found["score"]} if "score" in found else {}
 
 
 def _write_dense(

@@ -17,6 +17,7 @@ from sparsefeed.errors import RequestError, SparsefeedError
 from sparsefeed.workflows.choices import Baseline, Dataset, OnBadFile, Scale, View, Weights
 from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
+from sparsefeed.workflows.operate import health, inspect
 from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName, Root, Url
 from sparsefeed.workflows.releasing import canary, loop, publish, pull, push, refresh, rollback, shadow
 from sparsefeed.workflows.serve import serve
@@ -40,7 +41,7 @@ app.add_typer(hps, name="hps")
 app.add_typer(hugectr, name="hugectr")
 app.add_typer(canary, name="canary")
 app.add_typer(shadow, name="shadow")
-for command in (serve, refresh, loop, publish, rollback, push, pull):
+for command in (serve, inspect, health, refresh, loop, publish, rollback, push, pull):
     app.command()(command)
 
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -326,12 +327,17 @@ def rank(
 
 
 @app.command()
-def bench(recipe: RecipeName = TINY, workspace: Root = ARTIFACTS, logs: LogsFolder = None) -> None:
+def bench(
+    recipe: RecipeName = TINY,
+    workspace: Root = ARTIFACTS,
+    logs: LogsFolder = None,
+    requests_out: Annotated[Path | None, typer.Option(help="Keep what was sent in this folder, as JSON.")] = None,
+) -> None:
     """Measure the current bundle with perf_analyzer on real requests, step by step."""
     from sparsefeed.workflows.measure import measure_serving
 
     with stage("bench") as progress:
-        result = measure_serving(_load(recipe), Workspace(workspace), logs, progress)
+        result = measure_serving(_load(recipe), Workspace(workspace), logs, progress, requests_out)
     show_latency(result)
 
 

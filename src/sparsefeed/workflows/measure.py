@@ -1,7 +1,6 @@
 """Measure: perf_analyzer on real requests against a server of the current bundle, and one feed ranked.
 
-Requests are sessions of the held-out day: the member, and as candidates posts that were shown that day, so
-that ids, histories and unknown posts have the shares they have in production.
+Requests are drawn from the logs' last day, as members come back (workflows.traffic).
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from sparsefeed.errors import DataError
-from sparsefeed.etl.logs import LogFolder
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import open_version
 from sparsefeed.progress import Progress, silent
@@ -27,40 +23,10 @@ from sparsefeed.workflows.serving.cost import machine
 from sparsefeed.workflows.serving.perf import measure
 from sparsefeed.workflows.serving.server import TritonServer
 from sparsefeed.workflows.stages import read_etl, write_json
+from sparsefeed.workflows.traffic import last_day, real_requests, write_requests
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["bench_server", "measure_serving", "rank_one_feed", "real_requests"]
-
-Request = tuple[str, list[str]]
-
-
-def real_requests(
-    spec: FeedSpec, logs: Path | str, num_candidates: int, num_requests: int, seed: int = 0
-) -> list[Request]:
-    """Members of the last day's log, each with candidates drawn from that day's posts as often as they were shown."""
-    if spec.logs.member is None:
-        raise DataError(f"{logs}: the spec has no logs.member; give requests of your own")
-    columns = [spec.logs.member, spec.logs.post]
-    table = _first_of_last_day(logs, spec, columns).drop_null()
-    members, posts = (np.asarray(table[name].to_pandas(), object) for name in columns)
-    random = np.random.default_rng(seed)
-    distinct = len(set(posts))
-    if distinct < num_candidates:
-        raise DataError(f"{logs}: {distinct} posts on the last day, {num_candidates} candidates wanted; ask for fewer")
-    requests = []
-    for member in random.choice(members, num_requests):
-        chosen: dict[str, None] = {}
-        while len(chosen) < num_candidates:
-            chosen.update(dict.fromkeys(random.choice(posts, num_candidates)))
-        requests.append((str(member), [str(post) for post in chosen][:num_candidates]))
-    return requests
-
-
-def _first_of_last_day(logs: Path | str, spec: FeedSpec, columns: list[str]) -> pa.Table:
-    folder = LogFolder.open(logs, spec)
-    file = folder.of_days(folder.days[-1:])[0].stored
-    with file.reading("breaks off or is damaged"), file.parquet() as whole:
-        return whole.read(columns)
 
 
 def bench_server(
@@ -72,9 +38,13 @@ def bench_server(
     candidates: Sequence[int] = (100, 500),
     concurrencies: Sequence[int] = (1, 4),
     num_requests: int = 300,
+    requests_out: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Latency by number of candidates and concurrency, with its parts by step, and the memory of each table."""
+    """Latency by number of candidates and concurrency, with its parts by step, and the memory of each table.
+
+    The requests of each number of candidates are kept as `requests_out/requests-<candidates>.json`, if that is given.
+    """
     version = open_version(bundles, bundle)
     spec = FeedSpec.load(version.spec)
     loads = []
@@ -84,9 +54,10 @@ def bench_server(
             progress(before * total + done, total * len(candidates), f"{n} candidates, {what}")
 
         requests = real_requests(spec, logs, num_candidates, 200)
+        if requests_out:
+            write_requests(requests_out / f"requests-{num_candidates}.json", requests)
         measured = measure(
             server.grpc_url,
-            server.http_url,
             bundle,
             requests,
             concurrencies=concurrencies,
@@ -112,7 +83,7 @@ def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path | str) -> dic
         raise DataError(f"{logs}: the spec has no logs.member; give requests of your own")
     columns = [spec.logs.member, spec.logs.post, spec.logs.time]
     columns += [c for c in (spec.logs.position, spec.sessions.column if spec.sessions else None) if c]
-    table = _first_of_last_day(logs, spec, columns)
+    table = last_day(logs, spec, columns)
     if spec.sessions:
         table = table.filter(pc.field(spec.sessions.column) == spec.sessions.production)
     frame = table.drop_null().to_pandas()
@@ -142,7 +113,11 @@ def rank_one_feed(server: TritonServer, spec: FeedSpec, logs: Path | str) -> dic
 
 
 def measure_serving(
-    recipe: Recipe, workspace: Workspace, logs: Path | str | None = None, progress: Progress = silent
+    recipe: Recipe,
+    workspace: Workspace,
+    logs: Path | str | None = None,
+    progress: Progress = silent,
+    requests_out: Path | None = None,
 ) -> dict[str, Any]:
     """Start a server of the current bundle, rank one feed, measure; writes ranking.json and bench.json."""
     version = open_version(workspace.bundles)
@@ -151,6 +126,8 @@ def measure_serving(
         workspace.triton_repo, [version.id], recipe.serving, log_path=workspace.server_log, progress=progress
     ) as server:
         write_json(workspace.ranking, rank_one_feed(server, FeedSpec.load(version.spec), source))
-        result = bench_server(server, workspace.bundles, version.id, source, progress=progress)
+        result = bench_server(
+            server, workspace.bundles, version.id, source, requests_out=requests_out, progress=progress
+        )
     write_json(workspace.bench, result)
     return result

@@ -24,7 +24,7 @@ shadow = typer.Typer(no_args_is_help=True, help="Ask a bundle, too, and give its
 BundleId = Annotated[str | None, typer.Argument(help="A version's id; default: the current one.", show_default=False)]
 Servers = Annotated[
     str | None,
-    typer.Option(help="host:port of their HTTP, or their release folders, with commas; default: the workspace's."),
+    typer.Option(help="host:port of their gRPC, or their release folders, with commas; default: the workspace's."),
 ]
 Why = Annotated[str, typer.Option(help="Goes into the release log.")]
 

@@ -32,6 +32,7 @@ def serve(
     from sparsefeed.models.bundle import open_version, read_current
     from sparsefeed.workflows.recipe import load_recipe
     from sparsefeed.workflows.release.release import Release, ServerPlace
+    from sparsefeed.workflows.serving.config import LOOPBACK
     from sparsefeed.workflows.serving.export import export, export_router
     from sparsefeed.workflows.serving.request import ROUTER
     from sparsefeed.workflows.serving.server import TritonServer
@@ -44,8 +45,7 @@ def serve(
     release = Release.create(
         place.release,
         ServerPlace(
-            http_url=f"127.0.0.1:{settings.http_port}",
-            grpc_url=f"127.0.0.1:{settings.grpc_port}",
+            grpc_url=f"{LOOPBACK}:{settings.grpc_port}",
             repository=str(place.triton_repo.resolve()),
             bundles=str(root.resolve()),
         ),
@@ -62,7 +62,13 @@ def serve(
     export_router(version, settings, release.folder, place.triton_repo)
     with stage("serve") as progress:
         server = TritonServer(
-            place.triton_repo, [version.id], settings, router=True, log_path=place.server_log, progress=progress
+            place.triton_repo,
+            [version.id],
+            settings,
+            router=True,
+            key=release.key,
+            log_path=place.server_log,
+            progress=progress,
         )
         server.start()
     try:

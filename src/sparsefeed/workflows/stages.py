@@ -287,8 +287,9 @@ def export_serving(
     With a budget of time (`serving.dense_budget_ms`) the dense step is measured first, and `note` told of it.
     ServeError where it takes longer, unless `over_budget`: nothing is published then, and `current` is as it was.
     """
-    from sparsefeed.models.evaluate import fit_calibration
+    from sparsefeed.models.evaluate import fit_calibration, score_held_out
     from sparsefeed.models.export import export_bundle
+    from sparsefeed.models.score_bins import score_bins
     from sparsefeed.models.torchrec.checkpoint import Checkpoint, latest
     from sparsefeed.models.torchrec.score import Scorer
     from sparsefeed.workflows.release.recorded import record
@@ -310,15 +311,19 @@ def export_serving(
         raise TrainError(f"{checkpoint}: is of another model than the recipe's; run `sparsefeed train` again")
     if over_budget and not budgeted:
         note("--over-budget changes nothing: the recipe has no serving.dense_budget_ms")
+    scorer = Scorer(spec, checkpoint)
+    held_out = score_held_out(spec, scorer, workspace.etl)
+    calibration = fit_calibration(spec, scorer, workspace.etl, recipe.serving.calibration, held_out)
     bundle = export_bundle(
         checkpoint,
         workspace.etl,
         workspace.bundles,
         row_format=recipe.serving.row_format,
-        calibration=fit_calibration(spec, Scorer(spec, checkpoint), workspace.etl, recipe.serving.calibration),
+        calibration=calibration,
         int8=recipe.serving.int8_limits if recipe.serving.dense_format == "int8" else None,
         note=note,
         metrics=_metrics(workspace, recipe.train.weights, checkpoint),
+        scores=score_bins(spec, calibration, held_out.logits) if held_out else None,
         check=check,
         progress=progress,
     )

@@ -115,7 +115,7 @@ def _server(recipe: Recipe, workspace: Workspace, scratch: Path, in_flight: int)
     def serve(config: ServingConfig) -> Load:
         export(workspace.bundles, version.id, config, scratch)
         with TritonServer(scratch, [version.id], config) as server:
-            (load,) = measure(server.grpc_url, server.http_url, version.id, requests, concurrencies=(in_flight,))
+            (load,) = measure(server.grpc_url, version.id, requests, concurrencies=(in_flight,))
         return load
 
     return serve

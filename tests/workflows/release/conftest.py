@@ -17,7 +17,7 @@ from sparsefeed.workflows.serving.server import TritonServer
 from tests.workflows.serving.conftest import config
 from tests.workflows.serving.feed import Feed
 
-SETTINGS = {"instances": {"transform": 1, "dense": 1, "router": 1}}
+SETTINGS = {"instances": {"transform": 1, "hps": 1, "dense": 1, "router": 1}}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ def serving(folder: Path, root: Path, bundle: str = "b1") -> tuple[TritonServer,
     settings = config(**SETTINGS)
     repository = folder / "triton_repo"
     place = ServerPlace(
-        http_url=f"127.0.0.1:{settings.http_port}",
         grpc_url=f"127.0.0.1:{settings.grpc_port}",
         repository=str(repository),
         bundles=str(root),
@@ -48,7 +47,9 @@ def serving(folder: Path, root: Path, bundle: str = "b1") -> tuple[TritonServer,
     stable = release.routes.stable
     export(root, stable, settings, repository)
     export_router(open_version(root, stable), settings, release.folder, repository)
-    server = TritonServer(repository, [stable], settings, router=True, log_path=folder / "tritonserver.log")
+    server = TritonServer(
+        repository, [stable], settings, router=True, key=release.key, log_path=folder / "tritonserver.log"
+    )
     return server, Served(release, settings, root)
 
 

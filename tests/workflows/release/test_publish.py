@@ -242,7 +242,7 @@ def test_versions_that_nothing_names_go_and_no_other(servers: list[Served], tmp_
     for seed in range(1, 7):
         Feed.make(1).publish(root, f"v{seed}")
     set_current(root, "v2")
-    place = servers[0].release.place.model_copy(update={"bundles": str(root), "http_url": "127.0.0.1:1"})
+    place = servers[0].release.place.model_copy(update={"bundles": str(root), "grpc_url": "127.0.0.1:1"})
     release = Release.create(tmp_path / "release", place, "v3")
     release.file.replace(release.routes.with_changes(previous=("v4",), pinned={"m1": "v5"}))
     assert prune([], root, keep=1) == ["v1"]  # the register names v3, v4, v5, `current` v2

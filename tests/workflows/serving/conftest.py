@@ -30,7 +30,7 @@ def free_ports(count: int) -> list[int]:
 def config(**settings: object) -> ServingConfig:
     """A small server on free ports."""
     ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
-    return ServingConfig.model_validate({**ports, "instances": {"transform": 1, "dense": 1}, **settings})
+    return ServingConfig.model_validate({**ports, "instances": {"transform": 1, "hps": 1, "dense": 1}, **settings})
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -217,9 +218,19 @@ class Feed:
             write_tables(folder / "tables", self.tables, "fp32", list(self.tables))
             self.snapshot().save(folder / "snapshot")
             onnx.save(self.graph(), str(folder / "dense.onnx"))
+            (folder / "metrics.json").write_text(json.dumps({"score": self.score_bins()}))
 
         publish_version(root, bundle, build)
         set_current(root, bundle)
+
+    def score_bins(self) -> dict[str, Any]:
+        """Spread of the scores of 400 pairs of member and post, in 4 bins, as a bundle's metrics.json has it."""
+        draw = random.Random(0)
+        pairs = [(f"m{draw.randrange(30)}", f"p{draw.randrange(60)}") for _ in range(400)]
+        scores = [float(np.dot(self.probability(*pair), [1.0, 2.5])) for pair in pairs]
+        edges = np.quantile(scores, [0.25, 0.5, 0.75])
+        shares = np.bincount(np.searchsorted(edges, scores, side="right"), minlength=4) / len(scores)
+        return {"edges": edges.tolist(), "shares": shares.tolist(), "mean": float(np.mean(scores)), "num_rows": 400}
 
     def snapshot(self) -> Snapshot:
         """Members and posts as the snapshot's arrays."""

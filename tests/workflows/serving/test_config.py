@@ -94,6 +94,27 @@ def test_settings_reach_the_models() -> None:
     assert models_of(SPEC, config)["feed_hps"].warm_up == {}
 
 
+def test_every_step_of_several_processes_refuses_what_its_queue_cannot_hold() -> None:
+    config = ServingConfig.model_validate({"max_queue_size": 7, "max_queue_ms": 30, "instances": {"hps": 1}})
+    models = parsed(SPEC, config)
+    for step in ("feed_transform", "feed_dense"):
+        policy = models[step].dynamic_batching.default_queue_policy
+        assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 30_000)
+        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+        assert policy.allow_timeout_override
+        assert models[step].max_batch_size == 0
+    # With one process the limits would cost half a second now and then (triton_models._queue).
+    assert not models["feed_hps"].HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.3", "192.168.1.7"])
+def test_http_is_not_opened_to_others_because_it_controls_models(host: str) -> None:
+    with pytest.raises(SpecError, match="whoever reaches HTTP can load and unload models"):
+        validate(ServingConfig, {"http_host": host})
+    opened = ServingConfig(grpc_host=host, metrics_host=host)
+    assert (opened.grpc_host, opened.http_host, opened.metrics_host) == (host, "127.0.0.1", host)
+
+
 def test_warm_up_keys_add_up_to_one_member_and_two_candidates() -> None:
     model = models_of(SPEC, ServingConfig())["feed_hps"]
     counts = np_int32(model.warm_up["NUMKEYS"])
@@ -114,6 +135,11 @@ def np_int32(raw: bytes) -> list[int]:
         ({"row_format": "fp8"}, "row_format: got 'fp8'"),
         ({"instances": {"dence": 2}}, 'did you mean "dense"?'),
         ({"max_candidates": 0}, "max_candidates: got 0"),
+        ({"max_queue_size": 0}, "max_queue_size: got 0"),  # which Triton takes for no limit
+        ({"max_queue_ms": 0}, "max_queue_ms: got 0"),
+        ({"max_id_bytes": 0}, "max_id_bytes: got 0"),
+        ({"grpc_host": "example"}, 'grpc_host: got "example"; give an IPv4 address'),
+        ({"control_key": "x"}, '"control_key" is not a key'),
         ({"dense_budget_ms": 0}, "dense_budget_ms: got 0; input should be greater than 0"),
         ({"dense_budget_ms": float("inf")}, "dense_budget_ms: got inf; input should be a finite number"),
         ({"dense_budget_ms": "2 ms"}, "dense_budget_ms: got '2 ms'"),

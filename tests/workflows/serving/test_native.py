@@ -21,7 +21,6 @@ from sparsefeed.models.store.rows import RowFormat
 from sparsefeed.models.store.store import ParameterStore
 from sparsefeed.native import library
 from sparsefeed.workflows.serving.client import FeedClient
-from sparsefeed.workflows.serving.control import ModelControl
 from sparsefeed.workflows.serving.export import export
 from sparsefeed.workflows.serving.server import TritonServer
 from sparsefeed.workflows.serving.steps.lookup import LookupStep
@@ -272,7 +271,7 @@ def test_a_ranking_through_the_native_lookup_is_that_of_the_python_step(
     with TritonServer(tmp_path, ["b1"], config()) as server, FeedClient(server.grpc_url) as client:
         native = [client.rank(*drawn) for drawn in requests(feeds["b1"], 20, seed=5)]
         export(bundle_root, "b1", config(lookup_backend="python"), tmp_path)
-        ModelControl(server.http_url).load("b1")
+        server.control().load("b1")
         python = [client.rank(*drawn) for drawn in requests(feeds["b1"], 20, seed=5)]
     for one, other in zip(native, python, strict=True):
         assert one.order == other.order

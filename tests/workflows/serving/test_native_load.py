@@ -10,7 +10,6 @@ import pytest
 import tritonclient.grpc as grpc
 
 from sparsefeed.errors import ServeError
-from sparsefeed.workflows.serving.control import ModelControl
 from sparsefeed.workflows.serving.server import TritonServer
 from tests.workflows.serving.conftest import config
 from tests.workflows.serving.lookups import SHAPES, ask, drawn, export_lookup, publish
@@ -103,7 +102,7 @@ def test_a_table_that_is_not_what_the_export_says_fails_to_load_and_is_named(
     export_lookup(tmp_path, name, server._repository)
     said = damage((tmp_path / "versions" / name / "tables").resolve())
     with pytest.raises(ServeError, match=said):
-        ModelControl(server.http_url).load(name)
+        server.control().load(name)
     with grpc.InferenceServerClient(server.grpc_url) as client:  # which goes on
         keys, num_keys = drawn([10, 10, 10], (1, 1, 1))
         assert ask(client, "int8", keys, num_keys).size == sum(dim for _, dim in SHAPES.values())
@@ -135,4 +134,4 @@ def test_what_an_export_did_not_write_is_not_loaded(
     lines[line] = changed
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ServeError, match=r'got \\"|allowed: fp32, fp16, int8|member\.npy: not 1 to'):
-        ModelControl(server.http_url).load(name)
+        server.control().load(name)

@@ -39,7 +39,7 @@ def test_step_times_are_means_of_what_was_added_between_two_readings() -> None:
 
 def test_without_requests_there_is_nothing_to_measure() -> None:
     with pytest.raises(ServeError, match="requests: got none"):
-        measure("127.0.0.1:1", "127.0.0.1:2", "b1", [])
+        measure("127.0.0.1:1", "b1", [])
 
 
 @pytest.mark.triton
@@ -48,7 +48,6 @@ def test_a_running_server_is_measured_per_concurrency_and_per_step(server: Trito
     drawn = [("m1", ["p1", "p2"]), ("", ["p3"] * 20)]
     loads = measure(
         server.grpc_url,
-        server.http_url,
         "b1",
         drawn,
         concurrencies=(1, 2),
@@ -67,4 +66,4 @@ def test_a_running_server_is_measured_per_concurrency_and_per_step(server: Trito
 @pytest.mark.triton
 def test_a_bundle_that_is_not_served_cannot_be_measured(server: TritonServer) -> None:
     with pytest.raises(ServeError, match="b9"):
-        measure(server.grpc_url, server.http_url, "b9", [("m1", ["p1"])])
+        measure(server.grpc_url, "b9", [("m1", ["p1"])])

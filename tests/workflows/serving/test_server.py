@@ -39,7 +39,7 @@ def nothing_left_in_shared_memory() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_bundle(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
-    export(bundle_root, "b1", config(instances={"transform": 1, "dense": 1}), out)
+    export(bundle_root, "b1", config(instances={"transform": 1, "hps": 1, "dense": 1}), out)
     return out
 
 
@@ -162,11 +162,14 @@ def is_running(process_id: int) -> bool:
 
 
 def test_bundles_are_loaded_and_unloaded_while_the_server_runs(bundle_root: Path, one_bundle: Path) -> None:
-    with TritonServer(one_bundle, ["b1"], config()) as server, FeedClient(server.grpc_url) as client:
-        control = ModelControl(server.http_url)
+    with (
+        TritonServer(one_bundle, ["b1"], config()) as server,
+        FeedClient(server.grpc_url) as client,
+        server.control() as control,
+    ):
         assert control.ready() == client.bundles() == ("b1",)
         assert client.rank("m6", ["p6"]).bundle == "b1"
-        export(bundle_root, "b2", config(instances={"transform": 1, "dense": 1}), one_bundle)
+        export(bundle_root, "b2", config(instances={"transform": 1, "hps": 1, "dense": 1}), one_bundle)
         control.load("b2")
         assert control.ready() == ("b1", "b2")
         control.unload("b1")
@@ -178,7 +181,7 @@ def test_bundles_are_loaded_and_unloaded_while_the_server_runs(bundle_root: Path
 
 def test_control_of_no_server_says_so() -> None:
     with pytest.raises(ServeError, match="is the server started"):
-        ModelControl(f"127.0.0.1:{config().http_port}").ready()
+        ModelControl(f"127.0.0.1:{config().grpc_port}").ready()
 
 
 def test_a_missing_wheel_is_a_tool_error_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

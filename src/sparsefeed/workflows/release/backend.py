@@ -12,7 +12,8 @@ from typing import Any
 
 from sparsefeed.workflows.release.routing.router import Answer, Router, fault
 from sparsefeed.workflows.release.shadow_pipe import ShadowPipe
-from sparsefeed.workflows.serving.request import OUTPUTS, ranker_name
+from sparsefeed.workflows.serving.request import OUTPUTS, ROUTER, ranker_name
+from sparsefeed.workflows.serving.strings import GarbledStrings, read_strings
 
 __all__ = ["router_model"]
 
@@ -20,6 +21,8 @@ __all__ = ["router_model"]
 def router_model() -> type:
     """Make `TritonPythonModel` of the router."""
     import triton_python_backend_utils as triton
+
+    triton.deserialize_bytes_tensor = read_strings  # the backend looks it up for each tensor of strings
 
     class TritonPythonModel:
         def initialize(self, arguments: dict[str, str]) -> None:
@@ -38,10 +41,19 @@ def router_model() -> type:
         def _answer(self, request: Any) -> Any:
             inputs = request.inputs()
             by_name = {tensor.name(): tensor for tensor in inputs}
+            for name, tensor in by_name.items():
+                strings = tensor.as_numpy()
+                if isinstance(strings, GarbledStrings):
+                    said = f"{ROUTER}: {name}: {strings.cause}; encode it as Triton's BYTES"
+                    error = triton.TritonError(said, triton.TritonError.INVALID_ARG)
+                    return triton.InferenceResponse(error=error)
 
             def ask(bundle: str) -> Answer[Any]:
                 call = triton.InferenceRequest(
-                    model_name=ranker_name(bundle), requested_output_names=list(OUTPUTS), inputs=inputs
+                    model_name=ranker_name(bundle),
+                    requested_output_names=list(OUTPUTS),
+                    inputs=inputs,
+                    request_id=request.request_id(),
                 )
                 answer = call.exec()
                 if answer.has_error():

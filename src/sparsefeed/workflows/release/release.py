@@ -1,7 +1,7 @@
 """Release: the routes of one server, the log of what was decided, and the server itself when it runs.
 
-Its folder holds server.json (where the server and its models are), routes.json and its spare, release.jsonl, figures/
-and shadow.jsonl. All but the figures is written by one command at a time.
+Its folder holds server.json (where the server and its models are), control.key (serving.key), routes.json and its
+spare, release.jsonl, figures/ and shadow.jsonl. All but the figures is written by one command at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sparsefeed.workflows.release.log import ReleaseLog
 from sparsefeed.workflows.release.routing.route_file import RouteFile
 from sparsefeed.workflows.release.routing.routes import Routes
 from sparsefeed.workflows.serving.control import ModelControl
+from sparsefeed.workflows.serving.key import control_key
 from sparsefeed.workflows.serving.request import ROUTER
 
 __all__ = ["Release", "ServerPlace", "decided_now", "registered"]
@@ -35,7 +36,6 @@ _REGISTER = "released_by"
 class ServerPlace(Frozen):
     """`server.json`: where a server and its models are."""
 
-    http_url: str
     grpc_url: str
     repository: str
     bundles: str  # root of the bundles that its models read
@@ -50,6 +50,7 @@ class Release:
         place: where the server is, running or not.
         file: the route file.
         log: of decisions.
+        key: of the server's model control; the folder has it as `control.key`.
         control: of the server's models.
     """
 
@@ -57,6 +58,7 @@ class Release:
     place: ServerPlace
     file: RouteFile
     log: ReleaseLog
+    key: str = field(repr=False)
     control: ModelControl
 
     @classmethod
@@ -85,7 +87,7 @@ class Release:
         """Open the releases of a server.
 
         Args:
-            where: its release folder, whether it runs or not; or host:port of its HTTP, when it runs.
+            where: its release folder, whether it runs or not; or host:port of its gRPC, when it runs.
 
         Raises:
             ReleaseError: nothing is there, or the server has no router, or its release folder is not on this machine.
@@ -97,7 +99,7 @@ class Release:
             except (ServeError, KeyError, ValueError) as error:
                 raise ReleaseError(
                     f"{where}: neither a release folder nor a server with a router ({error}); give the folder that "
-                    "`sparsefeed serve` made, or the host:port of its HTTP"
+                    "`sparsefeed serve` made, or the host:port of its gRPC"
                 ) from error
             if not (folder / "server.json").exists():
                 raise ReleaseError(f"{where}: its release folder, {folder}, is not on this machine; run this there")
@@ -109,12 +111,16 @@ class Release:
     @classmethod
     def _at(cls, folder: Path, place: ServerPlace) -> Release:
         routes, log = RouteFile(folder / "routes.json"), ReleaseLog(folder / "release.jsonl")
-        return cls(folder, place, routes, log, ModelControl(place.http_url))
+        try:
+            key = control_key(folder / "control.key")
+        except (OSError, ServeError) as error:
+            raise ReleaseError(f"{folder}: the server's models cannot be controlled: {error}") from error
+        return cls(folder, place, routes, log, key, ModelControl(place.grpc_url, key))
 
     @property
     def name(self) -> str:
         """What messages call the server."""
-        return self.place.http_url
+        return self.place.grpc_url
 
     @property
     def repository(self) -> Path:

@@ -1,4 +1,4 @@
-"""FeedClient: a member and posts in, a Ranking out.
+"""FeedClient and AsyncFeedClient: a member and posts in, a Ranking out.
 
 Example:
     >>> client = FeedClient("127.0.0.1:8001")  # doctest: +SKIP
@@ -8,48 +8,30 @@ Example:
 
 from __future__ import annotations
 
-import json
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from sparsefeed.errors import ServeError, ToolError
+from sparsefeed.workflows.serving.exchange import Call, Exchange, Pause, Talk
+from sparsefeed.workflows.serving.ranking import Ranking
+from sparsefeed.workflows.serving.retry import RetryPolicy
 
-from sparsefeed.errors import RequestError, ServeError, ToolError
-from sparsefeed.workflows.serving.request import OUTPUTS, ROUTER, UNKNOWN_BITS, ranker_name
+__all__ = ["AsyncFeedClient", "FeedClient", "Ranking", "RetryPolicy"]
 
-__all__ = ["FeedClient", "Ranking"]
-
-_PREFIX = ranker_name() + "_"
-# What a client must mend itself, as gRPC and HTTP say it.
-_REFUSED = ("StatusCode.INVALID_ARGUMENT", "400")
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The answer to one request; all of length n stand in the order of `posts`.
-
-    Attributes:
-        posts: As asked.
-        probability: Per response, float32 [n]: calibrated, in (0, 1).
-        score: float32 [n]: sum of probability * score_weight.
-        unknown: Per post, what the bundle did not know: names of `UNKNOWN_BITS`.
-        bundle: The version that answered.
-    """
-
-    posts: tuple[str, ...]
-    probability: Mapping[str, NDArray[np.float32]]
-    score: NDArray[np.float32]
-    unknown: tuple[frozenset[str], ...]
-    bundle: str
-
-    @cached_property
-    def order(self) -> tuple[str, ...]:
-        """Posts by score, the best first; of equal scores the one asked for first."""
-        return tuple(self.posts[i] for i in np.argsort(-self.score, kind="stable"))
+Result = TypeVar("Result")
+_GREATEST = 2**31 - 1  # bytes of a message
+# A server that was away is looked for every half second at the longest, not after gRPC's two minutes; the rest is what
+# tritonclient sets where no options are given.
+_CHANNEL = [
+    ("grpc.max_send_message_length", _GREATEST),
+    ("grpc.max_receive_message_length", _GREATEST),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 
 
 class FeedClient:
@@ -60,7 +42,9 @@ class FeedClient:
         bundle: Which bundle to ask; None asks the router, which knows. Without a router it takes the only bundle that
             is ready, and looks again when it is taken away.
         protocol: gRPC, or HTTP with binary tensors.
-        timeout_s: Seconds until a call is given up.
+        timeout_s: Seconds until a request is given up, retries included; the server drops what waits longer. Over
+            HTTP a single answer may take as long again, for its connections know no other limit.
+        retry: When a request is sent again; what the client must change never is.
     """
 
     def __init__(
@@ -69,18 +53,15 @@ class FeedClient:
         bundle: str | None = None,
         protocol: Literal["grpc", "http"] = "grpc",
         timeout_s: float = 10.0,
+        retry: RetryPolicy = RetryPolicy(),
     ) -> None:
-        self._url, self._bundle, self._timeout_s = url, bundle, timeout_s
-        self._triton, self._error = _library(protocol)
-        if protocol == "grpc":
-            self._client = self._triton.InferenceServerClient(url)
+        triton, self._failure = _library(protocol)
+        self._is_grpc = protocol == "grpc"
+        if self._is_grpc:
+            self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL)
         else:
-            self._client = self._triton.InferenceServerClient(
-                url, connection_timeout=timeout_s, network_timeout=timeout_s
-            )
-        self._per_call = {"client_timeout": timeout_s} if protocol == "grpc" else {}
-        self._as_json = {"as_json": True} if protocol == "grpc" else {}
-        self._found: tuple[str, tuple[str, ...]] | None = None
+            self._client = triton.InferenceServerClient(url, connection_timeout=timeout_s, network_timeout=timeout_s)
+        self._exchange = Exchange(url, bundle, triton, self._failure, timeout_s, retry, as_json=self._is_grpc)
 
     def __enter__(self) -> FeedClient:
         return self
@@ -95,20 +76,15 @@ class FeedClient:
         self._client.close()
 
     def health(self) -> bool:
-        """Whether the server is ready; False also when nobody answers."""
-        try:
-            return bool(self._client.is_server_ready(**self._per_call))
-        except (self._error, OSError):
-            return False
+        """Whether a request would be answered: the ensemble and its steps are ready, and a small one was.
+
+        False also when nobody answers. Looked at once a second at most. Without a bundle named, of all that are ready.
+        """
+        return self._perform(self._exchange.health())
 
     def bundles(self) -> tuple[str, ...]:
         """Ids of the bundles that are ready, sorted."""
-        return tuple(sorted(name.removeprefix(_PREFIX) for name in self._ready() if name.startswith(_PREFIX)))
-
-    def _ready(self) -> set[str]:
-        index = self._call(self._client.get_model_repository_index, **self._as_json)
-        models = index.get("models", []) if isinstance(index, dict) else index
-        return {model["name"] for model in models if model.get("state") == "READY"}
+        return self._perform(self._exchange.bundles())
 
     def rank(
         self, member: str, posts: Sequence[str], overrides: Mapping[str, Mapping[str, Any]] | None = None
@@ -124,78 +100,99 @@ class FeedClient:
             RequestError: The request must be changed; the message names the bundle, the step and the cause.
             ServeError: No answer, or no bundle (or more than one) to ask.
         """
-        if not posts:
-            raise RequestError("posts: got none; send at least one")
-        inputs = [self._text("member_id", [member]), self._text("post_ids", posts)]
-        if overrides:
-            inputs.append(self._text("overrides", [json.dumps(overrides)]))
-        model, responses = self._target()
+        return self._perform(self._exchange.rank(member, posts, overrides))
+
+    def _perform(self, talk: Talk[Result]) -> Result:
         try:
-            answer = self._infer(model, inputs)
-        except ServeError:
-            # A release may have replaced the bundle found before; only then is the request sent again.
-            if self._bundle is not None or model in self._ready():
-                raise
-            self._found = None
-            model, responses = self._target()
-            answer = self._infer(model, inputs)
-        probability, score, unknown, name = (answer.as_numpy(output) for output in OUTPUTS)
-        return Ranking(
-            posts=tuple(posts),
-            probability={response: probability[:, i] for i, response in enumerate(responses)},
-            score=score,
-            unknown=tuple(frozenset(n for n, bit in UNKNOWN_BITS.items() if bits & bit) for bits in unknown.tolist()),
-            bundle=name[0].decode(),
-        )
+            step = next(talk)
+            while True:
+                try:
+                    answer = self._do(step)
+                except (self._failure, OSError) as error:
+                    step = talk.throw(error)
+                else:
+                    step = talk.send(answer)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
-    def _target(self) -> tuple[str, tuple[str, ...]]:
-        """Find, once, the model to ask and the responses it gives."""
-        if self._found is None:
-            ready = self.bundles()
-            routed = self._bundle is None and ROUTER in self._ready()
-            if self._bundle is None and len(ready) != 1 and not routed:
-                said = (
-                    f"{len(ready)} bundles are ready ({', '.join(ready)}); name one of them"
-                    if ready
-                    else "no bundle is ready; load one"
-                )
-                raise ServeError(f"{self._url}: {said}")
-            bundle = self._bundle if self._bundle is not None else next(iter(ready), "")
-            if not routed and bundle not in ready:
-                raise ServeError(
-                    f'{self._url}: bundle "{bundle}" is not ready; ready are: {", ".join(ready) or "none"}'
-                )
-            model = ROUTER if routed else ranker_name(bundle)
-            config = self._call(self._client.get_model_config, model, **self._as_json)
-            config = config.get("config", config)
-            responses = json.loads(config["parameters"]["responses"]["string_value"])
-            self._found = model, tuple(responses)
-        return self._found
+    def _do(self, step: Call | Pause) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        limit = {"client_timeout": step.timeout_s} if self._is_grpc else {}
+        return getattr(self._client, step.method)(*step.arguments, **step.options, **limit)
 
-    def _infer(self, model: str, inputs: list[Any]) -> Any:
-        outputs = [self._triton.InferRequestedOutput(name) for name in OUTPUTS]
-        return self._call(self._client.infer, model, inputs, outputs=outputs)
 
-    def _text(self, name: str, texts: Sequence[str]) -> Any:
-        tensor = self._triton.InferInput(name, [len(texts)], "BYTES")
+class AsyncFeedClient:
+    """FeedClient for asyncio, over gRPC; any number of requests may be in flight, all in one event loop.
+
+    Example:
+        >>> async with AsyncFeedClient("127.0.0.1:8001") as client:  # doctest: +SKIP
+        ...     rankings = await asyncio.gather(*(client.rank(member, posts) for member, posts in asked))
+    """
+
+    def __init__(
+        self,
+        url: str,
+        bundle: str | None = None,
+        timeout_s: float = 10.0,
+        retry: RetryPolicy = RetryPolicy(),
+    ) -> None:
+        """As FeedClient's; the connection is made in the event loop that uses it first."""
+        triton, self._failure = _library("grpc")
+        self._url, self._client = url, None
+        self._exchange = Exchange(url, bundle, triton, self._failure, timeout_s, retry, as_json=True)
+
+    async def __aenter__(self) -> AsyncFeedClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def health(self) -> bool:
+        """FeedClient.health."""
+        return await self._perform(self._exchange.health())
+
+    async def bundles(self) -> tuple[str, ...]:
+        """FeedClient.bundles."""
+        return await self._perform(self._exchange.bundles())
+
+    async def rank(
+        self, member: str, posts: Sequence[str], overrides: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Ranking:
+        """FeedClient.rank."""
+        return await self._perform(self._exchange.rank(member, posts, overrides))
+
+    async def _perform(self, talk: Talk[Result]) -> Result:
         try:
-            tensor.set_data_from_numpy(np.array([text.encode("utf-8") for text in texts], object))
-        except (AttributeError, UnicodeEncodeError) as error:
-            raise RequestError(f"{name}: not all strings of Unicode text: {error}") from error
-        return tensor
+            step = next(talk)
+            while True:
+                try:
+                    answer = await self._do(step)
+                except (self._failure, OSError) as error:
+                    step = talk.throw(error)
+                else:
+                    step = talk.send(answer)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
-    def _call(self, method: Any, *arguments: Any, **options: Any) -> Any:
-        try:
-            return method(*arguments, **options, **self._per_call)
-        except self._error as error:
-            refused = str(error.status()) in _REFUSED
-            unreachable = str(error.status()) == "StatusCode.UNAVAILABLE" and "connect" in str(error.message())
-            mend = "; is the server started, and is this its port?" if unreachable else ""
-            raise (RequestError if refused else ServeError)(f"{self._url}: {error.message()}{mend}") from error
-        except OSError as error:
-            raise ServeError(
-                f"{self._url}: no answer ({error}); is the server started, and is this its port?"
-            ) from error
+    async def _do(self, step: Call | Pause) -> Any:
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        if self._client is None:
+            from tritonclient.grpc import aio
+
+            self._client = aio.InferenceServerClient(self._url, channel_args=_CHANNEL)
+        return await getattr(self._client, step.method)(*step.arguments, **step.options, client_timeout=step.timeout_s)
 
 
 def _library(protocol: str) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,14 +11,19 @@ from sparsefeed.etl.spec import Frozen
 from sparsefeed.models.config import CalibrationKind, Int8Limits
 from sparsefeed.models.dense_file import DenseFormat
 
-__all__ = ["Instances", "ServingConfig"]
+__all__ = ["LOOPBACK", "Instances", "ServingConfig"]
+
+LOOPBACK = "127.0.0.1"
 
 
 class Instances(Frozen):
-    """How many processes run each step; requests beyond them wait in Triton's queue. The defaults are for 2 cores."""
+    """How many processes run each step; requests beyond them wait in Triton's queue. The defaults are for 2 cores.
+
+    A step of one process has a queue without limits (workflows.serving.triton_models says why).
+    """
 
     transform: int = Field(default=2, ge=1, le=64)
-    hps: int = Field(default=1, ge=1, le=64)
+    hps: int = Field(default=2, ge=1, le=64)
     dense: int = Field(default=2, ge=1, le=64)
     router: int = Field(default=2, ge=1, le=64)  # each waits for the request that it has sent on
 
@@ -30,6 +36,10 @@ class ServingConfig(Frozen):
     dense_format: DenseFormat = "fp32"  # int8: faster by a fifth, scores move a little (models.int8)
     int8_limits: Int8Limits = Int8Limits()  # an export in which int8 moves more is refused
     max_candidates: int = Field(default=1000, ge=1, le=100_000)  # posts per request
+    max_request_bytes: int = Field(default=4_194_304, ge=1)  # of all strings of a request, overrides among them
+    max_id_bytes: int = Field(default=1024, ge=1)  # of a member's or post's id in UTF-8
+    max_queue_size: int = Field(default=128, ge=1)  # requests that wait for a step; one more is refused at once
+    max_queue_ms: int = Field(default=500, ge=1)  # of waiting for a step, then refused; a client's deadline cuts it
     instances: Instances = Instances()
     lookup_backend: Literal["auto", "native", "python"] = (
         "auto"  # of feed_hps; auto: native where `make native` built it
@@ -42,6 +52,26 @@ class ServingConfig(Frozen):
     http_port: int = Field(default=8000, ge=1, le=65535)
     grpc_port: int = Field(default=8001, ge=1, le=65535)
     metrics_port: int = Field(default=8002, ge=1, le=65535)  # Prometheus
+    grpc_host: str = LOOPBACK  # 0.0.0.0: every interface; control stays behind the key (serving.key)
+    http_host: str = LOOPBACK  # and no other
+    metrics_host: str = LOOPBACK
+
+    @model_validator(mode="after")
+    def _hosts_are_addresses_and_http_is_for_this_machine(self) -> ServingConfig:
+        for name in ("grpc_host", "http_host", "metrics_host"):
+            try:
+                address = ipaddress.IPv4Address(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(
+                    f'{name}: got "{getattr(self, name)}"; give an IPv4 address, 0.0.0.0 for all'
+                ) from error
+            if name == "http_host" and not address.is_loopback:
+                raise ValueError(
+                    f'http_host: got "{address}"; must be {LOOPBACK}: whoever reaches HTTP can load and unload models, '
+                    "which this version of Triton cannot forbid; open gRPC (grpc_host), or a proxy before HTTP that "
+                    "passes only /v2/models/*/infer"
+                )
+        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> ServingConfig:

@@ -23,7 +23,7 @@ from sparsefeed.workflows.serving.control import ModelControl
 from sparsefeed.workflows.serving.request import ranker_name
 from sparsefeed.workflows.serving.runtime import TritonRuntime
 
-__all__ = ["Load", "StepTime", "measure", "parse_csv", "step_times"]
+__all__ = ["Load", "StepTime", "measure", "parse_csv", "perf_input", "step_times"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Load:
 
 def measure(
     grpc_url: str,
-    http_url: str,
     bundle: str,
     requests: Sequence[tuple[str, Sequence[str]]],
     *,
@@ -64,8 +63,7 @@ def measure(
     """Send requests over gRPC at each concurrency, and return one `Load` for each.
 
     Args:
-        grpc_url: host:port that perf_analyzer sends to.
-        http_url: host:port of the same server, for its counters.
+        grpc_url: host:port of the server.
         bundle: Whose ensemble is measured.
         requests: Member and posts, used in turn.
         concurrencies: Requests in flight, one measurement each.
@@ -79,14 +77,13 @@ def measure(
     """
     if not requests:
         raise ServeError("requests: got none; give at least one to measure with")
-    control = ModelControl(http_url)
     loads = []
-    with tempfile.TemporaryDirectory(prefix="sparsefeed-perf-") as scratch:
+    with ModelControl(grpc_url) as control, tempfile.TemporaryDirectory(prefix="sparsefeed-perf-") as scratch:
         libraries = Path(scratch) / "libraries"
         runtime = TritonRuntime.find()
         runtime.link_libraries(libraries)
         data = Path(scratch) / "requests.json"
-        data.write_text(json.dumps({"data": [_tensors(member, posts) for member, posts in requests]}), "utf-8")
+        data.write_text(json.dumps(perf_input(requests)), "utf-8")
         for i, concurrency in enumerate(concurrencies):
             progress(i, len(concurrencies), f"{concurrency} requests in flight")
             table = Path(scratch) / f"{concurrency}.csv"
@@ -110,6 +107,11 @@ def measure(
             loads.append(load)
         progress(len(concurrencies), len(concurrencies), "measured")
     return tuple(loads)
+
+
+def perf_input(requests: Sequence[tuple[str, Sequence[str]]]) -> dict[str, Any]:
+    """Requests as perf_analyzer's `--input-data`, ready for JSON."""
+    return {"data": [_tensors(member, posts) for member, posts in requests]}
 
 
 def parse_csv(text: str, steps: tuple[StepTime, ...] = ()) -> tuple[Load, ...]:

@@ -7,6 +7,7 @@ progress and the text of an error.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -24,7 +25,9 @@ from urllib.request import urlopen
 
 from sparsefeed.errors import ServeError
 from sparsefeed.progress import Progress, silent
-from sparsefeed.workflows.serving.config import ServingConfig
+from sparsefeed.workflows.serving.config import LOOPBACK, ServingConfig
+from sparsefeed.workflows.serving.control import ModelControl
+from sparsefeed.workflows.serving.key import PROTOCOLS, new_key
 from sparsefeed.workflows.serving.native import require_built
 from sparsefeed.workflows.serving.request import ROUTER, STEPS, ranker_name
 from sparsefeed.workflows.serving.runtime import TritonRuntime
@@ -48,8 +51,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 class TritonServer:
     """A tritonserver on this machine, ready when the `with` block begins and gone when it ends.
 
-    It listens on the loopback address alone, since control over HTTP cannot be closed in this version. More bundles
-    are loaded and unloaded while it runs by `ModelControl`. It never outlives the thread that started it.
+    Its HTTP is on the loopback address alone, since control over it cannot be closed in this version; over gRPC models
+    are controlled with `key`. More bundles are loaded and unloaded while it runs by `control`. It never outlives the
+    thread that started it.
 
     Example:
         >>> with TritonServer(repository, ["b1"], config) as server:  # doctest: +SKIP
@@ -63,6 +67,7 @@ class TritonServer:
         config: ServingConfig,
         *,
         router: bool = False,
+        key: str | None = None,
         log_path: Path | None = None,
         timeout_s: float = 120.0,
         progress: Progress = silent,
@@ -72,8 +77,9 @@ class TritonServer:
         Args:
             repository: Folder that `export` wrote.
             bundles: Ids whose ensembles are loaded at start.
-            config: Its ports are the server's; the rest was written into the repository by `export`.
+            config: Its hosts and ports are the server's; the rest was written into the repository by `export`.
             router: Load the router, too, which `export_router` wrote.
+            key: Of model control (serving.key); None makes one that is gone with this object.
             log_path: The server's log; None keeps it in a temporary folder until the server stops.
             timeout_s: Seconds until ready, after which the start is given up.
             progress: Told of each model loaded.
@@ -83,6 +89,7 @@ class TritonServer:
         self._models = [*(ranker_name(bundle) for bundle in bundles), *([ROUTER] if router else [])]
         self._config = config
         self._log_path = log_path
+        self._key = key or new_key()
         self._timeout_s = timeout_s
         self._progress = progress
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,17 +99,21 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """host:port of HTTP."""
-        return f"127.0.0.1:{self._config.http_port}"
+        return f"{self._config.http_host}:{self._config.http_port}"
 
     @property
     def grpc_url(self) -> str:
-        """host:port of gRPC."""
-        return f"127.0.0.1:{self._config.grpc_port}"
+        """host:port of gRPC, for clients on this machine."""
+        return f"{_reached(self._config.grpc_host)}:{self._config.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
-        """Address of the Prometheus page."""
-        return f"http://127.0.0.1:{self._config.metrics_port}/metrics"
+        """Address of the Prometheus page, for clients on this machine."""
+        return f"http://{_reached(self._config.metrics_host)}:{self._config.metrics_port}/metrics"
+
+    def control(self) -> ModelControl:
+        """Control of this server, with its key; close it after use."""
+        return ModelControl(self.grpc_url, self._key)
 
     @property
     def process_id(self) -> int | None:
@@ -143,8 +154,8 @@ class TritonServer:
                 raise ServeError(f"{self._repository}: no model {model}; export the bundle into this repository first")
         for bundle in self._bundles:
             require_built(self._repository, bundle)
-        for name in ("http_port", "grpc_port", "metrics_port"):
-            _claim(name, getattr(self._config, name))
+        for name in ("http", "grpc", "metrics"):
+            _claim(f"{name}_port", getattr(self._config, f"{name}_host"), getattr(self._config, f"{name}_port"))
         _remove_shared_memory_of_the_dead()
         runtime = TritonRuntime.find()
         self._scratch = tempfile.TemporaryDirectory(prefix="sparsefeed-triton-")
@@ -218,15 +229,16 @@ class TritonServer:
             *(f"--load-model={model}" for model in self._models),
             "--model-load-thread-count=1",  # a bundle's processes beginning together take the cores of those that serve
             "--disable-auto-complete-config",  # else each model starts a second stub, +1.5 s
-            *("--http-address=127.0.0.1", f"--http-port={config.http_port}"),
-            *("--grpc-address=127.0.0.1", f"--grpc-port={config.grpc_port}"),
-            *("--metrics-address=127.0.0.1", f"--metrics-port={config.metrics_port}"),
+            *(f"--http-address={config.http_host}", f"--http-port={config.http_port}"),
+            *(f"--grpc-address={config.grpc_host}", f"--grpc-port={config.grpc_port}"),
+            *(f"--metrics-address={config.metrics_host}", f"--metrics-port={config.metrics_port}"),
+            f"--grpc-restricted-protocol={','.join(PROTOCOLS)}:admin-key={self._key}",
             "--allow-gpu-metrics=false",
             "--exit-timeout-secs=15",
             "--pinned-memory-pool-byte-size=0",
             f"--backend-directory={backends}",
             f"--cache-directory={runtime.caches}",
-            "--backend-config=python,stub-timeout-seconds=120",
+            "--backend-config=python,stub-timeout-seconds=30",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
         ]
 
@@ -235,7 +247,7 @@ class TritonServer:
         total = sum(1 if model == ROUTER else len(STEPS) + 1 for model in self._models)
         deadline = time.monotonic() + self._timeout_s
         num_loaded = -1
-        while not (_is_ready(self.http_url) and _listens(self._config.metrics_port)):  # which opens after HTTP
+        while not (_is_ready(self.http_url) and _listens(self._config)):  # which opens after HTTP
             if self._process.poll() is not None:
                 raise ServeError(
                     f"tritonserver: ended with status {self._process.returncode} before it was ready; "
@@ -265,18 +277,25 @@ def _is_ready(http_url: str) -> bool:
         return False
 
 
-def _listens(port: int) -> bool:
+def _listens(config: ServingConfig) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((_reached(config.metrics_host), config.metrics_port)) == 0
 
 
-def _claim(name: str, port: int) -> None:
+def _reached(host: str) -> str:
+    """The address by which a host of this machine is reached from it."""
+    return LOOPBACK if host == "0.0.0.0" else host
+
+
+def _claim(name: str, host: str, port: int) -> None:
     """ServeError when something listens on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ServeError(f"serving.{name}: cannot listen on {host}:{port}: {error.strerror}") from error
             raise ServeError(
                 f"serving.{name}: port {port} is in use{_holder(port)}; stop it or choose another port"
             ) from error

@@ -5,7 +5,7 @@ Notable: onnxruntime is imported when a bundle is opened, so that importing the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from sparsefeed.errors import BundleError, RequestError
 from sparsefeed.etl.plan import ServingPlan
 from sparsefeed.models.dense_file import DENSE_FILES
+from sparsefeed.workflows.serving.steps.drift import ScoreReference, ScoreWindow
+from sparsefeed.workflows.serving.steps.readings import Reading
 from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
 
 __all__ = ["DenseRequest", "DenseStep", "Graph", "open_graph"]
@@ -60,11 +62,12 @@ class DenseStep(Step[DenseRequest]):
 
     name = "feed_dense"
 
-    def __init__(self, bundle: str, plan: ServingPlan, graph: Graph) -> None:
+    def __init__(self, bundle: str, plan: ServingPlan, graph: Graph, scores: ScoreReference | None = None) -> None:
         super().__init__(bundle)
         self._plan = plan
         self._graph = graph
         self._weights = np.array(plan.score_weights, np.float32)
+        self._scores = ScoreWindow(scores)
         # What a member or candidate has in OUTPUT0, in its order: name, side, shape and floats.
         self._shapes = [
             (
@@ -84,7 +87,16 @@ class DenseStep(Step[DenseRequest]):
         folder = Path(parameters["folder"])
         # Models that an older version wrote have no format.
         graph = open_graph(folder / DENSE_FILES[parameters.get("format", "fp32")], int(parameters["threads"]))
-        return cls(parameters["bundle"], ServingPlan.load(folder / "transform" / "plan.json"), graph)
+        scores = ScoreReference.load(folder / "metrics.json")
+        return cls(parameters["bundle"], ServingPlan.load(folder / "transform" / "plan.json"), graph, scores)
+
+    def observe(self, answer: Tensors) -> None:
+        """Count the scores, to tell their drift."""
+        self._scores.add(answer["score"])
+
+    def readings(self) -> Iterator[Reading]:
+        """Mean and drift of the scores of the last minutes."""
+        return self._scores.readings()
 
     def check(self, request: Tensors) -> DenseRequest:
         """Cut OUTPUT0 into the vectors of each lookup; nothing is copied."""

@@ -5,7 +5,7 @@ Notable: the strings of a call are decoded and hashed once, together; what Trito
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -21,7 +21,9 @@ from sparsefeed.etl.kernels.state import flag_strange, pad_rows
 from sparsefeed.etl.plan import LookupPlan, ServingPlan
 from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.workflows.serving.request import UNKNOWN_BITS
+from sparsefeed.workflows.serving.steps.limits import Limits
 from sparsefeed.workflows.serving.steps.overrides import NOTHING, Overrides, OverrideSchema
+from sparsefeed.workflows.serving.steps.readings import Reading
 from sparsefeed.workflows.serving.steps.state import SideState
 from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
 
@@ -43,13 +45,21 @@ class TransformStep(Step[RankRequest]):
     name = "feed_transform"
 
     def __init__(
-        self, bundle: str, plan: ServingPlan, id_maps: Mapping[str, IdMap], snapshot: Snapshot, max_candidates: int
+        self,
+        bundle: str,
+        plan: ServingPlan,
+        id_maps: Mapping[str, IdMap],
+        snapshot: Snapshot,
+        max_candidates: int,
+        limits: Limits = Limits(),
     ) -> None:
         super().__init__(bundle)
         self._plan = plan
         self._id_maps = id_maps
         self._snapshot = snapshot
         self._max_candidates = max_candidates
+        self._limits = limits
+        self._unknown_counts = np.zeros(1 + sum(UNKNOWN_BITS.values()), np.int64)  # posts by their bits
         self._schema = OverrideSchema(plan)
         self._name = np.array([bundle.encode()], object)
         self._by_table = [[item for item in plan.lookups if item.table == table.name] for table in plan.tables]
@@ -64,7 +74,8 @@ class TransformStep(Step[RankRequest]):
         plan = ServingPlan.load(folder / "transform" / "plan.json")
         id_maps = {table.name: IdMap.load(folder / "ids" / table.name) for table in plan.tables}
         snapshot = Snapshot.load(folder / "snapshot")
-        return cls(parameters["bundle"], plan, id_maps, snapshot, int(parameters["max_candidates"]))
+        limits = Limits.of(parameters)
+        return cls(parameters["bundle"], plan, id_maps, snapshot, int(parameters["max_candidates"]), limits)
 
     @property
     def id_maps(self) -> Mapping[str, IdMap]:
@@ -80,15 +91,27 @@ class TransformStep(Step[RankRequest]):
         if not 1 <= len(posts) <= self._max_candidates:
             mend = "split them into several requests" if posts else "send at least one"
             raise RequestError(f"post_ids: got {len(posts)} candidates; must be 1 to {self._max_candidates}; {mend}")
+        text = b""
+        if "overrides" in request:
+            texts = require(request, "overrides", object, 1)
+            if len(texts) != 1:
+                raise RequestError(f"overrides: got {len(texts)} texts; must be one JSON object, or left out")
+            text = texts[0]
+        self._limits.check(member[0], posts, text)
         _check_utf8("member_id", member.tolist())
         _check_utf8("post_ids", posts)
-        overrides = NOTHING
-        if "overrides" in request:
-            text = require(request, "overrides", object, 1)
-            if len(text) != 1:
-                raise RequestError(f"overrides: got {len(text)} texts; must be one JSON object, or left out")
-            overrides = self._schema.parse(text[0], set(posts))
-        return RankRequest(member[0], posts, overrides)
+        return RankRequest(member[0], posts, self._schema.parse(text, set(posts)) if text else NOTHING)
+
+    def observe(self, answer: Tensors) -> None:
+        """Count candidates by what was unknown of them."""
+        self._unknown_counts += np.bincount(answer["unknown"], minlength=len(self._unknown_counts))
+
+    def readings(self) -> Iterator[Reading]:
+        """Candidates, and by kind how many were unknown."""
+        counts, bits = self._unknown_counts.copy(), np.arange(len(self._unknown_counts))
+        yield Reading("sparsefeed_candidates_total", int(counts.sum()))
+        for kind, bit in UNKNOWN_BITS.items():
+            yield Reading("sparsefeed_unknown_total", int(counts[bits & bit > 0].sum()), (("kind", kind),))
 
     def compute(self, requests: Sequence[RankRequest]) -> list[Tensors]:
         """Read the state of all members and posts, map all ids, and cut the result by request."""

@@ -67,7 +67,10 @@ def test_metrics_of_another_checkpoint_are_not_sealed_into_a_bundle(workspace: W
     result["checkpoints"] = {"ips": "of another"}
     workspace.evaluation.write_text(json.dumps(result))
     bundle, _ = export_serving(RECIPE, workspace)
-    assert json.loads((workspace.bundles / "versions" / bundle / "metrics.json").read_text()) == {}
+    kept = json.loads((workspace.bundles / "versions" / bundle / "metrics.json").read_text())
+    assert kept == {"score": sealed["score"]}  # the scores are this very checkpoint's
+    assert kept["score"]["num_rows"] == result["num_rows"]
+    assert sum(kept["score"]["shares"]) == pytest.approx(1)
 
 
 def test_a_bundle_holds_requests_of_its_own_ids_with_the_scores_its_steps_give(workspace: Workspace) -> None:

@@ -151,6 +151,14 @@ def test_3_a_learned_pooling_is_refused_before_anything_is_read(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_3_a_paired_tail_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    tables = [table.model_dump() | {"tail": "quotient_remainder"} for table in SPEC.tables]
+    paired = FeedSpec.parse(SPEC.model_dump() | {"tables": tables})
+    with pytest.raises(SpecError, match=r'tables\[0\].tail: "member" is quotient_remainder; .* allowed for it: hashed'):
+        run(paired, tmp_path / "no logs", tmp_path / "etl", CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
 def test_4_lists_are_filled_up_with_row_0(view: Path, plain: Path) -> None:
     ids, known, at = mapped_rows(view / "train.bin", said(view))["ids"], table(plain / "train"), 0
     for feature in SPEC.lookups:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from sparsefeed.etl.ids import IdMap, Inverse, LastSeen, StringCounts, hash_ints, hash_strings
+from sparsefeed.etl.ids.codes import rows_of
 from tests.etl.ids.equal_keys import another_of_the_same_key
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -205,3 +206,18 @@ def test_the_core_imports_numpy_pyarrow_and_numba_alone() -> None:
     code = f"import sys, sparsefeed.etl.ids; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_13_an_id_of_a_paired_tail_is_a_code_of_two_rows_and_an_admitted_one_is_one() -> None:
+    paired = build(paired_tail=True, fingerprint_bits=64)
+    strings = [f"unseen {i}" for i in range(200)]
+    half = TAIL // 2
+    codes = (keys_of(*strings) % np.uint64(half**2)).astype(np.int64)
+    ids = paired.encode(strings)
+    assert ids.tolist() == (codes - half**2).tolist()
+    assert (ids < 0).all()
+    first, second = rows_of(ids, TAIL)
+    assert first.tolist() == (2 + codes // half).tolist()
+    assert second.tolist() == (2 + half + codes % half).tolist()
+    assert paired.encode(IDS).tolist() == build(fingerprint_bits=64).encode(IDS).tolist()
+    assert paired.encode([None]).tolist() == [1]

@@ -15,6 +15,7 @@ from sparsefeed.etl.plan import DensePlan, LookupPlan, ServingPlan, TablePlan
 from sparsefeed.etl.snapshot import Snapshot, SnapshotSide
 from sparsefeed.models.hps.ps_json import HpsTable, ps_json
 from sparsefeed.models.store.store import ParameterStore, write_tables
+from sparsefeed.workflows.serving.steps.dense import DenseStep
 from sparsefeed.workflows.serving.steps.lookup import LookupStep
 from sparsefeed.workflows.serving.steps.transform import TransformStep
 from tests import bundles
@@ -34,11 +35,14 @@ def keys_of(strings: list[str]) -> NDArray[np.uint64]:
     return hash_strings(strings, 0)[0]
 
 
-def id_map(table: str, strings: list[str]) -> IdMap:
-    return IdMap.build(keys_of(strings), np.ones(len(strings), np.int64), table=table, key_seed=0, tail_rows=4)
+def id_map(table: str, strings: list[str], paired: bool = False) -> IdMap:
+    return IdMap.build(
+        keys_of(strings), np.ones(len(strings), np.int64), table=table, key_seed=0, tail_rows=4, paired_tail=paired,
+        fingerprint_bits=64,
+    )  # fmt: skip
 
 
-def transform() -> tuple[TransformStep, dict[str, IdMap]]:
+def transform(paired: int = 0) -> tuple[TransformStep, dict[str, IdMap]]:
     """A feed of a member's id and clicks (declared before the post that they share a table with)."""
     no_dense = DensePlan((), (), (), (), ())
     lookups = (
@@ -46,11 +50,11 @@ def transform() -> tuple[TransformStep, dict[str, IdMap]]:
         LookupPlan("post_id", "id", "candidate", "post", 1, "sum"),
         LookupPlan("member_id", "id", "member", "member", 1, "sum"),
     )
-    tables = tuple(TablePlan(name, dim) for name, dim in DIMS.items())
+    tables = tuple(TablePlan(name, dim, paired if name == "post" else 0) for name, dim in DIMS.items())
     plan = ServingPlan(
         "feed", "0" * 16, 0, tables, lookups, no_dense, no_dense, "member_id", "post_id", ("click",), (1.0,)
     )
-    maps = {"member": id_map("member", MEMBERS), "post": id_map("post", POSTS)}
+    maps = {"member": id_map("member", MEMBERS), "post": id_map("post", POSTS, paired > 0)}
     clicks = (np.array([0, 2]), keys_of(["p3", "p1"]))
     member = SnapshotSide(keys_of(["m1"]), np.empty((1, 0), np.float32), {}, {"clicked": clicks})
     post = SnapshotSide(np.sort(keys_of(POSTS)), np.empty((4, 0), np.float32), {}, {})
@@ -82,6 +86,29 @@ def test_2_keys_are_table_major_and_feature_by_feature() -> None:
     assert [keys.dtype.name, num_keys.dtype.name] == ["int64", "int32"]
     p1, p2, p3, p4 = maps["post"].encode(POSTS).tolist()
     assert keys.tolist() == [[*maps["member"].encode(["m1"]).tolist(), p3, p1, 0, p2, p4]]
+
+
+def test_2_an_id_of_a_paired_tail_is_two_keys_side_by_side() -> None:
+    step, maps = transform(paired=4)
+    request = {"member_id": np.array([b"m1"], object), "post_ids": np.array([b"p2", b"p99"], object)}
+    answer = step.run([request])[0]
+    assert isinstance(answer, dict)
+    known = maps["post"].encode(["p3", "p1", "p2"]).tolist()
+    (code,) = maps["post"].encode(["p99"])
+    assert -4 <= code < 0
+    clicked = [known[0], 0, known[1], 0, 0, 0]
+    of_p99 = [2 + (code + 4) // 2, 4 + (code + 4) % 2]
+    assert answer["NUMKEYS"].tolist() == [[1, 10]]
+    assert answer["KEYS"][0, 1:].tolist() == [*clicked, known[2], 0, *of_p99]
+    plan = step._plan
+    vectors = {name: bundles.values(dim) for name, dim in DIMS.items()}
+    flat = np.concatenate([vectors["member"][answer["KEYS"][0, 0]], *vectors["post"][answer["KEYS"][0, 1:]]])
+    cut = DenseStep("v1", plan, lambda inputs: np.zeros((2, 1), np.float32)).check(
+        {"OUTPUT0": flat, "member_index": np.zeros(2, np.int64), "len_clicked": np.array([2])}
+    )
+    post = vectors["post"]
+    np.testing.assert_array_equal(cut.inputs["emb_post_id"], [post[known[2]], post[of_p99[0]] + post[of_p99[1]]])
+    np.testing.assert_array_equal(cut.inputs["emb_clicked"], [[post[known[0]], post[known[1]], post[0]]])
 
 
 def test_3_padding_is_key_0_and_its_vector_zero(store: ParameterStore) -> None:

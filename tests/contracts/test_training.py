@@ -109,6 +109,28 @@ def test_3_the_histories_of_the_first_file_may_all_be_empty(tmp_path: Path) -> N
     assert histories.type.value_type == pa.int64()
 
 
+def test_3_of_a_paired_tail_an_id_without_a_row_is_a_code_below_zero(tmp_path: Path) -> None:
+    root = logs.write(tmp_path / "logs", days=2, sessions=30)
+    tables = [one.model_dump() | {"tail": "quotient_remainder", "min_count": 5} for one in SPEC.tables]
+    spec = FeedSpec.parse(SPEC.model_dump() | {"tables": tables})
+    pipeline.run(spec, root, tmp_path / "etl", EtlConfig(cluster=ClusterConfig(workers=0)))
+    written = pa.concat_tables([table(tmp_path / "etl" / part).select(COLUMNS) for part in ("train", "eval")])
+    capacity = json.loads((tmp_path / "etl" / "etl.json").read_text())["capacity_rows"]
+    for feature in spec.lookups:
+        column = written[feature.name].to_pandas()
+        ids = np.concatenate([np.atleast_1d(value) for value in column]).astype(np.int64)
+        codes = ids[ids < 0]
+        assert codes.min(initial=-1) >= -4
+        assert (ids != 0).all()
+        assert ids.max() < capacity[spec.table_of(feature).name]
+        assert len(column.iloc[0] if feature.kind != "id" else [0]) <= getattr(feature, "max_length", 1)
+    posts = IdMap.load(tmp_path / "etl" / "ids" / "post")
+    read = logs.read(root, spec).set_index("impression_id")["post_id"].astype(str)
+    expected = posts.encode(pa.array(read.loc[written["impression_id"].to_pylist()].tolist()))
+    assert written["post_id"].to_pylist() == expected.tolist()
+    assert 0 < (expected < 0).sum() < len(expected)
+
+
 def test_4_a_weight_is_its_cell_of_the_table(etl_folder: Path, train: pd.DataFrame) -> None:
     ips = pq.read_table(etl_folder / "ips.parquet").to_pandas()
     for response in ("click", "like"):

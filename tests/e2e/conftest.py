@@ -11,6 +11,7 @@ import pytest
 
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder
+from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.workflow import FeedWorkflow
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.workflows.recipe import Recipe
@@ -58,11 +59,23 @@ def ports() -> dict[str, int]:
     return {name: free_port() for name in ("http_port", "grpc_port", "metrics_port")}
 
 
+def every_option() -> FeedSpec:
+    """A history whose pooling is learned, and rare posts and hashtags as two rows of their tails."""
+    plain = logs.spec()
+    learned = {"clicked_posts": {"pooling": "learned"}}
+    paired = {name: {"tail": "quotient_remainder"} for name in ("post", "hashtag")}
+    return FeedSpec.parse(
+        plain.model_dump()
+        | {"features": [one.model_dump() | learned.get(one.name, {}) for one in plain.features]}
+        | {"tables": [one.model_dump() | paired.get(one.name, {}) for one in plain.tables]}
+    )
+
+
 @pytest.fixture(scope="session")
 def run(logs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """ETL on a Dask cluster, two gloo ranks, export: everything but the server."""
     recipe = Recipe(
-        feed=logs.spec(),
+        feed=every_option(),
         etl=CONFIG,
         model=ModelConfig(hidden=(16, 8), cross_rank=4),
         train=TrainConfig(batch_size=64, epochs=3),

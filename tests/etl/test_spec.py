@@ -127,3 +127,11 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         logs.spec().name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("rows", [3, 2, 92_682])
+def test_a_paired_tail_must_have_halves_whose_codes_fit(rows: int) -> None:
+    value = logs.spec().model_dump()
+    value["tables"] = [one | {"tail": "quotient_remainder", "tail_rows": rows} for one in value["tables"]]
+    with pytest.raises(SpecError, match=rf"tables\[0\]\.tail_rows: got {rows}; .* an even number, 4 to 92680"):
+        FeedSpec.parse(value)

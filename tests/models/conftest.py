@@ -62,6 +62,16 @@ def learned() -> FeedSpec:
 
 
 @pytest.fixture(scope="session")
+def paired(learned: FeedSpec) -> FeedSpec:
+    """The history learned, and rare posts and hashtags two rows of their tails."""
+    tables = [
+        table.model_dump() | ({"tail": "quotient_remainder", "tail_rows": 8} if table.name != "member" else {})
+        for table in learned.tables
+    ]
+    return FeedSpec.parse(learned.model_dump() | {"tables": tables})
+
+
+@pytest.fixture(scope="session")
 def write_etl(spec: FeedSpec) -> Callable[..., Written]:
     """Write an ETL folder: the post's row, and nothing else, decides both responses."""
 

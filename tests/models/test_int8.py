@@ -5,16 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from sparsefeed.errors import BundleError
+from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.calibration import Calibration
 from sparsefeed.models.config import Int8Limits, ModelConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.dense_file import DENSE_FILES
 from sparsefeed.models.int8 import check_int8, graph_inputs, held_out_rows, quantise_dense
 from sparsefeed.models.onnx import export_dense
+from sparsefeed.models.torchrec.columns import Rows
+from sparsefeed.models.torchrec.lookup_keys import lookup_order
+from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables
 from tests.models.conftest import CAPACITY_ROWS, Written
 from tests.models.test_onnx import inputs_of, probability_in_torch
 
@@ -94,8 +101,6 @@ def test_a_graph_of_something_else_is_refused(etl: Written, tmp_path: Path) -> N
 
 
 def test_the_exact_graph_beside_it_is_the_models(etl: Written, folder: Path) -> None:
-    import onnxruntime
-
     torch.manual_seed(0)
     model = DenseModel(etl.spec, ModelConfig(hidden=(32, 16), cross_rank=3, experts=2)).eval()
     inputs = inputs_of(etl.spec, 1, 20)
@@ -105,3 +110,29 @@ def test_the_exact_graph_beside_it_is_the_models(etl: Written, folder: Path) -> 
         session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
         errors[name] = float(np.abs(session.run(["probability"], inputs)[0] - expected).max())
     assert errors["fp32"] <= 1e-6 < errors["int8"] < 0.1
+
+
+def test_learned_places_and_paired_tails_are_the_graphs_inputs_as_the_trainer_reads_them(
+    etl: Written, paired: FeedSpec, tables: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    whole = pq.read_table(etl.path / "eval").combine_chunks()
+    for name in ("post_id", "clicked", "hashtags", "topics"):
+        column = whole[name].combine_chunks()
+        ids = column.to_numpy() if name == "post_id" else column.values.to_numpy()
+        coded = pa.array(np.where(ids < 30, -1 - ids % 16, ids))
+        lists = coded if name == "post_id" else pa.ListArray.from_arrays(column.offsets, coded)
+        whole = whole.set_column(whole.column_names.index(name), name, lists)
+    rows = Rows.from_arrow(paired, whole)
+    torch.manual_seed(0)
+    bags = embedding_tables(paired, CAPACITY_ROWS, torch.device("cpu"))
+    for name, values in tables.items():
+        bags.embedding_bags[name].weight.data = torch.from_numpy(values)
+    model = DenseModel(paired, ModelConfig(hidden=(8, 4), cross_rank=3)).eval()
+    model.pools["of_clicked"].place_L.data.normal_()
+    with torch.inference_mode():
+        wanted = torch.sigmoid(RankingModel(paired, bags, model)(rows.batch(lookup_order(paired), 0, len(rows))))
+    calibration = Calibration.identity(paired)
+    export_dense(model, paired, calibration, tmp_path / "dense.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "dense.onnx", providers=["CPUExecutionProvider"])
+    got = [session.run(["probability"], inputs)[0] for inputs in graph_inputs(paired, rows, tables, 50)]
+    np.testing.assert_allclose(np.concatenate(got), wanted.numpy(), atol=2e-6)

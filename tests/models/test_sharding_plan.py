@@ -98,6 +98,14 @@ def test_a_learned_pooling_sends_a_vector_and_a_length_per_place() -> None:
     assert learned.device_bytes - pooled.device_bytes == pytest.approx(more, abs=1)
 
 
+def test_an_id_of_a_paired_tail_may_be_two_rows_in_two_keys() -> None:
+    tables = [t.model_dump() | ({"tail": "quotient_remainder"} if t.name == "post" else {}) for t in SPEC.tables]
+    paired = plan_of("row_wise", spec=FeedSpec.parse(SPEC.model_dump() | {"tables": tables}))
+    assert paired.of("post").lookups == 2 * plan_of("row_wise").of("post").lookups
+    assert paired.of("post").sent_bytes == 2 * plan_of("row_wise").of("post").sent_bytes
+    assert paired.of("member").sent_bytes == plan_of("row_wise").of("member").sent_bytes
+
+
 @pytest.mark.parametrize("sharding", ["table_wise", "column_wise", "row_wise", "data_parallel"])
 @pytest.mark.filterwarnings("ignore")
 def test_memory_is_what_torchrec_estimates(sharding: Sharding) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from sparsefeed.etl.ids.codes import MOST_PAIRED_ROWS
 
 __all__ = [
     "DenseFeature",
@@ -36,9 +38,32 @@ class Table(Frozen):
     name: Name
     dim: int = Field(multiple_of=4, ge=4, le=256)  # floats per row
     min_count: int = Field(default=1, ge=1)  # impressions before an id gets a row of its own
-    tail_rows: int = Field(default=64, ge=1)  # hashed rows shared by rare and unseen ids
+    tail_rows: int = Field(default=64, ge=1)  # shared by rare and unseen ids
+    # What such an id reads: a row that its hash chooses, or the sum of two, one of each half of the tail, so that T
+    # rows tell (T / 2)^2 ids apart; each id of the table then costs serving two keys (etl.ids.codes).
+    tail: Literal["hashed", "quotient_remainder"] = "hashed"
     max_ids: int | None = Field(default=None, ge=1)  # keep the most frequent; None keeps all
     fingerprint_bits: Literal[8, 16, 32, 64] = 16  # an unseen id is taken for a seen one at 2^-bits
+
+    @model_validator(mode="after")
+    def _tail_has_halves(self) -> Table:
+        rows = self.tail_rows
+        if self.tail != "hashed" and (rows % 2 or not 4 <= rows <= MOST_PAIRED_ROWS):
+            raise ValueError(
+                f"tail_rows: got {rows}; a quotient_remainder tail has two halves: an even number, 4 to "
+                f"{MOST_PAIRED_ROWS}"
+            )
+        return self
+
+    @property
+    def paired_tail(self) -> bool:
+        """Whether an id without a row of its own is two rows of the tail."""
+        return self.tail == "quotient_remainder"
+
+    @property
+    def keys_per_id(self) -> int:
+        """Rows that an id is at most, and keys that serving asks for each."""
+        return 2 if self.paired_tail else 1
 
 
 class IdFeature(Frozen):

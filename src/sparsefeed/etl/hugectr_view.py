@@ -185,6 +185,12 @@ def check_sayable(spec: FeedSpec) -> None:
                 f'features[{i}].pooling: "{feature.name}" is learned; HugeCTR has no weights of places; '
                 "allowed for it: mean, sum"
             )
+    for i, table in enumerate(spec.tables):
+        if table.paired_tail:
+            raise SpecError(
+                f'tables[{i}].tail: "{table.name}" is quotient_remainder; HugeCTR\'s rows have one row per id; '
+                "allowed for it: hashed"
+            )
 
 
 def row_type(labels: int, dense: int, ids: int) -> np.dtype[Any]:

@@ -26,10 +26,23 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TablePlan:
-    """One embedding table: its name and floats per row."""
+    """One embedding table.
+
+    Attributes:
+        name: the table's.
+        dim: floats per row.
+        paired_rows: of a tail whose ids are two rows each (etl.ids.codes), so that each id of the table is two keys
+            of a lookup; 0: an id is one.
+    """
 
     name: str
     dim: int
+    paired_rows: int = 0
+
+    @property
+    def keys_per_id(self) -> int:
+        """Keys of a lookup that an id is."""
+        return 2 if self.paired_rows else 1
 
 
 @dataclass(frozen=True)

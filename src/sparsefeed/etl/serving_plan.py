@@ -32,7 +32,7 @@ def serving_plan(spec: FeedSpec, scales: Mapping[str, tuple[float, float]]) -> S
         name=spec.name,
         spec_digest=spec.digest,
         key_seed=spec.key_seed,
-        tables=tuple(TablePlan(t.name, t.dim) for t in spec.tables),
+        tables=tuple(TablePlan(t.name, t.dim, t.tail_rows if t.paired_tail else 0) for t in spec.tables),
         lookups=lookups,
         member_dense=_dense_plan(spec, "member", scales),
         candidate_dense=_dense_plan(spec, "candidate", scales),

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import DataError
 from sparsefeed.etl.hugectr_view import read_labelled
-from sparsefeed.etl.ids.id_map import FIRST_TAIL_ROW
-from sparsefeed.etl.spec import FeedSpec
+from sparsefeed.etl.ids.codes import FIRST_TAIL_ROW, rows_of
+from sparsefeed.etl.spec import FeedSpec, Table
 from sparsefeed.models import baselines, metrics, slices
 from sparsefeed.models.calibration import Calibration
 from sparsefeed.models.config import CalibrationKind
@@ -113,10 +113,15 @@ def read_rows(spec: FeedSpec, folder: Path, truth: Path | None = None, random_on
         matrix([f"y_{r}" for r in responses]),
         matrix([f"w_{r}" for r in responses]) if weighted else np.ones((len(table), len(responses)), np.float32),
         matrix([f.name for f in spec.dense]),
-        [table[f.name].to_numpy() for f in spec.of_kind("id")],
+        [_counted(table[f.name].to_numpy(), spec.table_of(f)) for f in spec.of_kind("id")],
         None if truth is None else _truth(truth, responses, impression),
         {name: table[name].to_numpy() for name in held_out},
     )
+
+
+def _counted(ids: NDArray[np.int64], table: Table) -> NDArray[np.int64]:
+    """Ids as numbers to count by: a code of a tail's two rows is the first of them, shared as any row of a tail."""
+    return rows_of(ids, table.tail_rows)[0] if table.paired_tail else ids
 
 
 def _truth(folder: Path, responses: Sequence[str], impression: NDArray[Any]) -> NDArray[np.float64]:

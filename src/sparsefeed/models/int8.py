@@ -23,6 +23,7 @@ from sparsefeed.etl.spec import FeedSpec, IdFeature
 from sparsefeed.models import metrics
 from sparsefeed.models.config import Int8Limits
 from sparsefeed.models.torchrec.columns import Rows, open_split, read_part
+from sparsefeed.models.torchrec.lookup_keys import Lists, keys_of, second_of
 
 __all__ = ["Int8Change", "check_int8", "graph_inputs", "held_out_rows", "quantise_dense"]
 
@@ -137,18 +138,28 @@ def graph_inputs(spec: FeedSpec, rows: Rows, tables: Mapping[str, Any], num_cand
         inputs: Inputs = {name: values[start:stop] for name, values in dense.items() if values.shape[1]}
         inputs["member_index"] = np.arange(stop - start)
         for feature in spec.lookups:
-            ids, offsets = rows.lookups[feature.name]
-            table = tables[spec.table_of(feature).name]
-            if isinstance(feature, IdFeature):
-                inputs[f"emb_{feature.name}"] = table[ids[start:stop]]
-                continue
-            lengths = np.minimum(np.diff(offsets[start : stop + 1]), feature.max_length)
-            inside = np.arange(feature.max_length) < lengths[:, None]
-            padded = np.zeros(inside.shape, np.int64)
-            padded[inside] = ids[(offsets[start:stop, None] + np.arange(feature.max_length))[inside]]
-            inputs[f"emb_{feature.name}"] = table[padded]  # row 0 is zero
-            inputs[f"len_{feature.name}"] = lengths
+            of, keys = spec.table_of(feature), keys_of(feature)
+            most = 1 if len(keys) > 1 else getattr(feature, "max_length", 1)
+            parts = [_padded(rows.lookups[key], start, stop, most) for key in keys]
+            vectors = tables[of.name][np.concatenate([padded for padded, _ in parts], axis=1)]  # row 0 is zero
+            if of.paired_tail:
+                # Not beside the first ones, unless places are weighed apart: lists are summed.
+                seconds = [_padded(rows.lookups[second_of(key)], start, stop, most)[0] for key in keys]
+                vectors = vectors + tables[of.name][np.concatenate(seconds, axis=1)]
+            inputs[f"emb_{feature.name}"] = vectors[:, 0] if isinstance(feature, IdFeature) else vectors
+            if not isinstance(feature, IdFeature):
+                inputs[f"len_{feature.name}"] = np.sum([lengths for _, lengths in parts], axis=0)
         yield inputs
+
+
+def _padded(lists: Lists, start: int, stop: int, most: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Lists of rows [start, stop), int64 [rows, most], 0 beyond their lengths; and these."""
+    ids, offsets = lists
+    lengths = np.minimum(np.diff(offsets[start : stop + 1]), most)
+    inside = np.arange(most) < lengths[:, None]
+    padded = np.zeros(inside.shape, np.int64)
+    padded[inside] = ids[(offsets[start:stop, None] + np.arange(most))[inside]]
+    return padded, lengths
 
 
 def _greatest(

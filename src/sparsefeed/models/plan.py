@@ -162,7 +162,8 @@ class _Load:
     Attributes:
         table: with its name and dim.
         rows: its capacity.
-        features: that read it; a history whose pooling is learned is one per place of its list.
+        features: that read it; a history whose pooling is learned is one per place of its list, and of a paired tail
+            each is two.
         ids: of a device's share of a batch, all features together.
         share: rows of a batch that a device has.
     """
@@ -282,8 +283,9 @@ def make_plan(
     plans: dict[str, TablePlan] = {}
     for table in sorted(spec.tables, key=lambda table: -rows[table.name] * table.dim):
         features = spec.lookups_of(table.name)
-        ids = share * sum(getattr(feature, "max_length", 1) for feature in features)
-        load = _Load(table, rows[table.name], sum(map(_vectors, features)), ids, share)
+        # At the most, all ids are of the tail: two rows each where it is paired.
+        ids = share * table.keys_per_id * sum(getattr(feature, "max_length", 1) for feature in features)
+        load = _Load(table, rows[table.name], table.keys_per_id * sum(map(_vectors, features)), ids, share)
         plans[table.name] = _choose(load, devices, asked.get(table.name))
     reduced = 2 * _FLOAT * size.parameters * (num - 1) / num
     collectives = 4 if num > 1 else 0  # ids, pooled vectors, their gradient, the dense gradient

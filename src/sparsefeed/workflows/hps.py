@@ -235,7 +235,8 @@ def export_hps_serving(
             name=table.name,
             dim=table.dim,
             sparse_file=str(PurePosixPath(path_in_container, name, "1", f"{table.name}.model")),
-            max_keys_per_sample=sum(getattr(f, "max_length", 1) for f in spec.lookups_of(table.name)),
+            max_keys_per_sample=table.keys_per_id
+            * sum(getattr(f, "max_length", 1) for f in spec.lookups_of(table.name)),
         )
         for table in spec.tables
     ]

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +123,11 @@ def rows_of_threads(data, offsets, mask, probe, listed, rows):  # type: ignore[n
             rows[i] = row_told_apart(key, row, data, np.int64(offsets[i]), np.int64(offsets[i + 1]), listed)
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_what_a_thread_does_compiled_for_the_cpu_finds_the_rows_of_the_blocked_kernels(bits: int) -> None:
+def test_what_a_thread_does_compiled_for_the_cpu_finds_the_rows_of_the_blocked_kernels(bits: int, paired: bool) -> None:
     strings = random_strings(20_000, 2)
-    id_map, ids = changed_map(strings, bits), column(strings, 3)
+    id_map, ids = replace(changed_map(strings, bits), paired_tail=paired), column(strings, 3)
     _, offsets, data = ids.buffers()
     rows = np.empty(len(ids), np.int64)
     rows_of_threads(
@@ -133,7 +135,7 @@ def test_what_a_thread_does_compiled_for_the_cpu_finds_the_rows_of_the_blocked_k
         np.frombuffer(offsets, np.int32),
         np.packbits(ids.is_valid().to_numpy(zero_copy_only=False), bitorder="little"),
         id_map.probe,
-        Listed.of(id_map.exceptions, TAIL_ROWS),
+        Listed.of(id_map.exceptions, id_map.tail),
         rows,
     )
     same(rows, id_map.encode(ids))
@@ -151,7 +153,7 @@ KERNELS = {
 def launched_with(name: str, id_map: IdMap) -> types.Type:
     """The types a kernel is launched with."""
     u64, i64, u8, flag = types.uint64[::1], types.int64[::1], types.uint8[::1], types.boolean[::1]
-    probe, listed = typeof(id_map.probe), typeof(Listed.of(id_map.exceptions, TAIL_ROWS))
+    probe, listed = typeof(id_map.probe), typeof(Listed.of(id_map.exceptions, id_map.tail))
     strings = (u8, types.int32[::1], u8)
     return {
         "keys of strings": types.void(*strings, types.uint64, u64, flag),

@@ -158,3 +158,20 @@ def test_rows_in_any_order_are_the_rows_one_by_one(spec: FeedSpec, etl) -> None:
             offsets = jagged.offsets()
             got = jagged.values()[offsets[number] : offsets[number + 1]]
             np.testing.assert_array_equal(got, one.lookups.to_dict()[name].values())
+
+
+@pytest.mark.parametrize(("bad", "said"), [(0, "got id 0"), (-5, "got id -5"), (128, "got id 128"), (-4, None)])
+def test_a_code_of_a_paired_tail_is_an_id_and_none_beyond_is(
+    spec: FeedSpec, folder: Path, bad: int, said: str | None
+) -> None:
+    tables = [t.model_dump() | {"tail": "quotient_remainder", "tail_rows": 4} for t in spec.tables]
+    paired, columns = FeedSpec.parse(spec.model_dump() | {"tables": tables}), Rows.columns(spec)
+    values = np.full(512, 7)
+    values[150] = bad
+    rewrite(folder / "train" / "part-0.parquet", replace("post_id", pa.array(values)))
+    part = open_split(paired, folder, "train", columns)[0]
+    if said is None:
+        assert len(read_part(paired, part, columns, capacity_rows(paired, folder))) == len(values)
+        return
+    with pytest.raises(DataError, match=rf'"post_id": {said}; allowed: 1 to 127, its table.s rows, or -4 to -1'):
+        read_part(paired, part, columns, capacity_rows(paired, folder))

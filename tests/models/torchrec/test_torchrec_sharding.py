@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -123,6 +125,38 @@ def test_tables_are_trained_as_without_sharding(
         place_L = got_dense["pools.of_clicked.place_L"].numpy()
         assert (np.abs(place_L) > 1e-4).all(), "every place was learned"
     assert len(Scorer(spec, result.checkpoint).score(etl.path / "eval"))
+
+
+def test_a_paired_tail_is_trained_by_two_ranks_as_by_one(etl: Written, learned: FeedSpec, tmp_path: Path) -> None:
+    """Every post and hashtag below 20 becomes a code, so that rows of both halves are read by lists and ids alike."""
+    tables = [
+        t.model_dump() | ({"tail": "quotient_remainder", "tail_rows": 10} if t.name != "member" else {})
+        for t in learned.tables
+    ]
+    spec, data = FeedSpec.parse(learned.model_dump() | {"tables": tables}), tmp_path / "etl"
+    shutil.copytree(etl.path, data)
+    for path in data.glob("*/*.parquet"):
+        table = pq.read_table(path)
+        for name in ("post_id", "clicked", "hashtags", "topics"):
+            column = table[name].combine_chunks()
+            ids = column.to_numpy() if name == "post_id" else column.values.to_numpy()
+            coded = pa.array(np.where(ids < 20, -1 - 7 * ids % 25, ids))
+            lists = coded if name == "post_id" else pa.ListArray.from_arrays(column.offsets, coded)
+            table = table.set_column(table.column_names.index(name), name, lists)
+        pq.write_table(table, path, row_group_size=200)
+    config = WHOLE.model_copy(update={"sharding": dict.fromkeys(("member", "post", "hashtag"), "table_wise")})
+    one = train(spec, MODEL, config, data, tmp_path / "one")
+    sharding = {"member": "data_parallel", "post": "row_wise", "hashtag": "row_wise"}
+    update = {"processes": 2, "micro_batches": 2, "sharding": sharding}
+    two = train(spec, MODEL, config.model_copy(update=update), data, tmp_path / "two")
+    trained = [load_tables(run.checkpoint) for run in (one, two)]
+    for i, table in enumerate(spec.tables):
+        np.testing.assert_allclose(trained[1][table.name], trained[0][table.name], atol=2e-4)
+        first = first_values(0, i, 0, len(trained[0][table.name]), table.dim, MODEL.table_init)
+        if table.paired_tail:
+            assert (np.abs(trained[0][table.name] - first)[2:12].max(axis=1) > 0.01).all(), "both halves have learned"
+    scores = [Scorer(spec, run.checkpoint).score(data / "eval") for run in (one, two)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
 
 
 def test_a_sharding_that_cannot_be_is_refused_before_a_rank_starts(etl: Written, tmp_path: Path) -> None:

@@ -3,14 +3,16 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from sparsefeed.etl.ids.codes import vectors_of
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.torchrec.columns import Rows, open_split, read_part
-from sparsefeed.models.torchrec.lookup_keys import keys_of, lookup_order, places
+from sparsefeed.models.torchrec.lookup_keys import keys_of, lists_of, lookup_order, places
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables, first_values
 from tests.models.conftest import Written
 
@@ -103,3 +105,51 @@ def test_a_pooling_that_has_learned_nothing_is_the_mean(spec: FeedSpec, learned:
         with torch.inference_mode():
             logits.append(model(rows.take(lookup_order(declared), np.arange(len(rows)))))
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_id_of_a_paired_tail_is_the_sum_of_two_rows_and_one_id_of_a_list(paired: FeedSpec) -> None:
+    torch.manual_seed(0)
+    tables = embedding_tables(paired, CAPACITIES, torch.device("cpu"))
+    model = RankingModel(paired, tables, DenseModel(paired, ModelConfig(hidden=(4,), cross_rank=2)))
+    place_L = torch.tensor([1.0, 0.0, -2.0, 0.5])
+    model.dense.pools["of_clicked"].place_L.data = place_L
+    ids = {
+        "member_id": [5, 6, 7],
+        "post_id": [9, -1, -16],
+        "clicked": [[-3, 9, -3], [], [1]],  # learned
+        "hashtags": [[], [-1, 12], [-7]],  # mean
+        "topics": [[-1, -1], [13], []],  # sum
+    }
+    columns = {name: pa.array(values, pa.list_(pa.int64())) for name, values in ids.items() if "_id" not in name}
+    columns |= {name: pa.array(values) for name, values in ids.items() if "_id" in name}
+    columns |= {name: pa.array([0.5, 1, 2], pa.float32()) for name in ("y_click", "y_like", "tenure", "age")}
+    rows = Rows.from_arrow(paired, pa.table(columns))
+    weights = {name: bag.weight.detach().numpy() for name, bag in tables.embedding_bags.items()}
+    expected = {}
+    for feature in paired.lookups:
+        table = weights[paired.table_of(feature).name]
+        pooled = np.zeros((3, table.shape[1]), np.float32)
+        for b, given in enumerate(ids[feature.name]):
+            row = np.atleast_1d(np.array(given, np.int64))
+            if not len(row):
+                continue
+            vectors = vectors_of(table, row, 8)
+            shares = {"mean": np.full(len(row), 1 / len(row)), "sum": np.ones(len(row))}
+            shares["learned"] = np.exp(place_L.numpy()[: len(row)]) / np.exp(place_L.numpy()[: len(row)]).sum()
+            pooled[b] = shares[getattr(feature, "pooling", "sum")] @ vectors
+        expected[feature.name] = torch.from_numpy(pooled)
+    dense = torch.tensor([[0.5], [1], [2]])
+    with torch.inference_mode():
+        wanted = model.dense(expected, dense, dense)
+        for batch in (rows.batch(lookup_order(paired), 0, 3), rows.take(lookup_order(paired), np.arange(3))):
+            torch.testing.assert_close(model(batch), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_keys_of_second_rows_stand_beside_the_first_and_hold_nothing_of_admitted_ids(paired: FeedSpec) -> None:
+    order = lookup_order(paired)
+    assert order[:5] == ("member_id", "post_id", "post_id.second", "clicked.0", "clicked.0.second")
+    assert order[-4:] == ("hashtags", "hashtags.second", "topics", "topics.second")
+    values = np.array([12, -1, -16, 40], np.int64), np.array([0, 2, 2, 4])
+    lists = dict(lists_of(paired, paired.feature_by_name["topics"], values, {}))
+    assert [part.tolist() for part in lists["topics"]] == [[12, 5, 2, 40], [0, 2, 2, 4]]
+    assert [part.tolist() for part in lists["topics.second"]] == [[9, 6], [0, 1, 1, 2]]

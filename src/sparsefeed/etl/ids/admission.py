@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from operator import index
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
+from sparsefeed.etl.ids.codes import MOST_PAIRED_ROWS
 from sparsefeed.etl.ids.exceptions import string_at
 from sparsefeed.etl.ids.keys import Strings
 
 __all__ = [
+    "Options",
     "admit",
     "check_strings",
     "checked_counts",
@@ -24,6 +27,7 @@ __all__ = [
 
 _MOST_COUNTED = 2**63 - 1
 _LAST_ROW = 2**62 - 1
+_FINGERPRINT_BITS = (8, 16, 32, 64)
 
 
 def admit(
@@ -92,6 +96,29 @@ def groups_of_equal_keys(keys: NDArray[np.uint64], strings: Strings | None, wher
             shown = string.decode(errors="backslashreplace")
             raise IdError(f'{where}: "{shown}" is given {num_given} times; give every id once with its count')
     return groups
+
+
+class Options(NamedTuple):
+    """What an `IdMap` is built with, besides its ids; see there."""
+
+    table: str
+    key_seed: int
+    tail_rows: int
+    paired_tail: bool
+    fingerprint_bits: int
+
+    @classmethod
+    def checked(cls, table: str, key_seed: int, tail_rows: int, paired_tail: bool, fingerprint_bits: int) -> Options:
+        """The options as plain numbers; IdError for one that is out of range."""
+        where = f"ids/{table}"
+        if fingerprint_bits not in _FINGERPRINT_BITS:
+            raise IdError(f"{where}: fingerprint_bits is {fingerprint_bits}; allowed: 8, 16, 32, 64")
+        least, most = (4, MOST_PAIRED_ROWS) if paired_tail else (1, 2**31)
+        tail_rows = checked_number("tail_rows", tail_rows, least, most, where)
+        if paired_tail and tail_rows % 2:
+            raise IdError(f"{where}: tail_rows is {tail_rows}; a paired tail has two halves, give an even number")
+        key_seed = checked_number("key_seed", key_seed, 0, 2**64 - 1, where)
+        return cls(table, key_seed, tail_rows, bool(paired_tail), int(fingerprint_bits))
 
 
 def checked_number(name: str, value: int, least: int, most: int, where: str) -> int:

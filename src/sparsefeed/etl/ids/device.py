@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sparsefeed.errors import IdError
 from sparsefeed.etl.ids.device_strings import DeviceArray, DeviceStrings
 from sparsefeed.etl.ids.exceptions import Exceptions
-from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW, NULL_ROW, Probe, row_of_key
+from sparsefeed.etl.ids.probe import NULL_ROW, Probe, Tail, row_of_key
 from sparsefeed.etl.ids.xxh64 import xxh64, xxh64_of_word
 from sparsefeed.etl.kernels.launch import launch
 
@@ -56,7 +56,7 @@ class Listed(NamedTuple):
     data: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, exceptions: Exceptions, tail_rows: int) -> Listed:
+    def of(cls, exceptions: Exceptions, tail: Tail) -> Listed:
         """Lay them out, in host memory."""
         entries = [
             (key, string, row) for key, rows in sorted(exceptions.by_key.items()) for string, row in rows.items()
@@ -64,7 +64,7 @@ class Listed(NamedTuple):
         return cls(
             np.array([key for key, _, _ in entries], np.uint64),
             np.array([row for _, _, row in entries], np.int64),
-            np.array([FIRST_TAIL_ROW + key % tail_rows for key, _, _ in entries], np.int64),
+            np.array([tail.of_key(key) for key, _, _ in entries], np.int64),
             np.cumsum([0, *(len(string) for _, string, _ in entries)], dtype=np.int64),
             np.frombuffer(b"".join(string for _, string, _ in entries), np.uint8),
         )
@@ -85,7 +85,7 @@ class DeviceMap:
     @classmethod
     def of(cls, id_map: IdMap) -> DeviceMap:
         """Upload function, fingerprints, overlay and exceptions: a little over `id_map.lookup_bytes` bytes."""
-        return cls(_uploaded(id_map.probe), _uploaded(Listed.of(id_map.exceptions, id_map.tail_rows)))
+        return cls(_uploaded(id_map.probe), _uploaded(Listed.of(id_map.exceptions, id_map.tail)))
 
     def lookup(
         self, keys: DeviceArray, valid: DeviceArray | None = None, out: DeviceArray | None = None

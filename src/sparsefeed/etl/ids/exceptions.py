@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparsefeed.etl.ids.keys import Strings
-from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW
+from sparsefeed.etl.ids.probe import Tail
 
 __all__ = ["Exceptions", "string_at"]
 
@@ -58,12 +58,12 @@ class Exceptions:
         valid: NDArray[np.bool_],
         strings: Strings,
         rows: NDArray[np.int64],
-        tail_rows: int,
+        tail: Tail,
     ) -> None:
         """Overwrite the rows of strings whose key is listed; the tail's for one that is not itself."""
         for i in np.flatnonzero(self.mask(keys) & valid) if self else ():
             key = int(keys[i])
-            rows[i] = self.by_key[key].get(string_at(strings, int(i)), FIRST_TAIL_ROW + key % tail_rows)
+            rows[i] = self.by_key[key].get(string_at(strings, int(i)), tail.of_key(key))
 
     def without(self, keys: NDArray[np.uint64]) -> Exceptions:
         """Leave these keys out."""

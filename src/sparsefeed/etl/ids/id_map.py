@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import IdError
 from sparsefeed.etl.ids.admission import (
+    Options,
     admit,
     check_strings,
     checked_counts,
@@ -35,20 +36,19 @@ from sparsefeed.etl.ids.admission import (
     groups_of_equal_keys,
 )
 from sparsefeed.etl.ids.base import Base
+from sparsefeed.etl.ids.codes import num_codes
 from sparsefeed.etl.ids.device_strings import DeviceArray, DeviceStrings, is_on_device
 from sparsefeed.etl.ids.exceptions import Exceptions, string_at
 from sparsefeed.etl.ids.keys import Ints, Strings, arrow_strings, checked_keys, checked_valid, hash_strings, words_of
 from sparsefeed.etl.ids.map_file import NUMBERS, read_map, write_map
 from sparsefeed.etl.ids.output import output
 from sparsefeed.etl.ids.overlay import ABSENT, TOMBSTONE, Overlay
-from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW, NULL_ROW, PADDING_ROW, Probe
+from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW, NULL_ROW, PADDING_ROW, Probe, Tail
 
 if TYPE_CHECKING:
     from sparsefeed.etl.ids.device import DeviceMap
 
 __all__ = ["FIRST_TAIL_ROW", "NULL_ROW", "PADDING_ROW", "IdMap"]
-
-_FINGERPRINT_BITS = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,8 @@ class IdMap:
     Attributes:
         table: name of the table, for messages.
         key_seed: XXH64 seed of the keys.
-        tail_rows: T, rows of the hashed tail.
+        tail_rows: T, rows of the tail.
+        paired_tail: an id without a row of its own is a code for two rows of the tail, below 0 (etl.ids.codes).
         fingerprint_bits: 8, 16, 32 or 64; an unseen key is taken for an admitted one at 2^-bits.
         num_rows: one more than the largest row ever given; removing an id does not lower it.
         num_admitted: ids that have a row of their own now.
@@ -72,6 +73,7 @@ class IdMap:
     table: str
     key_seed: int
     tail_rows: int
+    paired_tail: bool
     fingerprint_bits: int
     num_rows: int
     num_admitted: int
@@ -93,6 +95,7 @@ class IdMap:
         min_count: int = 1,
         max_ids: int | None = None,
         fingerprint_bits: int = 16,
+        paired_tail: bool = False,
         strings: Strings | None = None,
     ) -> IdMap:
         """Build a map of the ids that were counted often enough.
@@ -102,20 +105,18 @@ class IdMap:
             counts: int64 [n]: how often each was seen.
             table: name of the table.
             key_seed: seed the keys were hashed with.
-            tail_rows: rows of the hashed tail, at least 1.
+            tail_rows: rows of the tail, at least 1.
             min_count: rarer ids go to the tail.
             max_ids: keep only so many, the most frequent, ties by key, then by string.
             fingerprint_bits: 8, 16, 32 or 64.
+            paired_tail: see `IdMap`; tail_rows is then an even number, 4 to 92,680.
             strings: [n], no nulls; tell equal keys apart.
 
         Raises:
             IdError: an id is given twice, lengths differ, or a number is out of range.
         """
-        where = f"ids/{table}"
-        if fingerprint_bits not in _FINGERPRINT_BITS:
-            raise IdError(f"{where}: fingerprint_bits is {fingerprint_bits}; allowed: 8, 16, 32, 64")
-        tail_rows = checked_number("tail_rows", tail_rows, 1, 2**31, where)
-        key_seed = checked_number("key_seed", key_seed, 0, 2**64 - 1, where)
+        where, options = f"ids/{table}", Options.checked(table, key_seed, tail_rows, paired_tail, fingerprint_bits)
+        key_seed = options.key_seed
         min_count = checked_number("min_count", min_count, 0, 2**63, where)
         max_ids = None if max_ids is None else checked_number("max_ids", max_ids, 1, 2**63, where)
         keys = checked_keys(keys)
@@ -123,37 +124,25 @@ class IdMap:
         if strings is not None:
             strings = arrow_strings(strings)
             check_strings(keys, hash_strings(strings, key_seed), where)
-        options = (table, key_seed, tail_rows, int(fingerprint_bits))
         if len(keys) <= (len(keys) if max_ids is None else max_ids) and (counts >= min_count).all():
             try:  # nothing to leave out, so nothing to copy
-                return cls._assemble(keys, {}, *options)
+                return cls._assemble(keys, {}, options)
             except IdError:  # keys repeat: the strings decide
                 pass
         admitted = admit(keys, counts, min_count, max_ids, strings)
         collisions = colliding_strings(keys, counts, strings, admitted, where)
-        return cls._assemble(np.unique(keys[admitted]) if collisions else keys[admitted], collisions, *options)
+        return cls._assemble(np.unique(keys[admitted]) if collisions else keys[admitted], collisions, options)
 
     @classmethod
-    def _assemble(
-        cls,
-        keys: NDArray[np.uint64],
-        collisions: dict[int, list[bytes]],
-        table: str,
-        key_seed: int,
-        tail_rows: int,
-        fingerprint_bits: int,
-    ) -> IdMap:
+    def _assemble(cls, keys: NDArray[np.uint64], collisions: dict[int, list[bytes]], options: Options) -> IdMap:
         """Make a map of unique keys; the first string of a collision takes the key's row, the others new ones."""
-        base = Base.build(keys, fingerprint_bits)
-        first_row = FIRST_TAIL_ROW + tail_rows
+        base = Base.build(keys, options.fingerprint_bits)
+        first_row = FIRST_TAIL_ROW + options.tail_rows
         first_rows = first_row + base.positions(np.array(list(collisions), np.uint64))
         exceptions = Exceptions.of(collisions, first_rows.tolist(), first_row + len(keys))
         num_rows = first_row + len(keys) + exceptions.num_extra
         return cls(
-            table=table,
-            key_seed=key_seed,
-            tail_rows=tail_rows,
-            fingerprint_bits=fingerprint_bits,
+            **options._asdict(),
             num_rows=num_rows,
             num_admitted=num_rows - first_row,
             base=base,
@@ -165,6 +154,12 @@ class IdMap:
     def first_row(self) -> int:
         """The first row that belongs to one id alone: 2 + T."""
         return FIRST_TAIL_ROW + self.tail_rows
+
+    @property
+    def tail(self) -> Tail:
+        """What an id without a row of its own gets."""
+        codes = num_codes(self.tail_rows)
+        return Tail(-codes, codes) if self.paired_tail else Tail(FIRST_TAIL_ROW, self.tail_rows)
 
     @property
     def capacity_rows(self) -> int:
@@ -186,6 +181,8 @@ class IdMap:
             self.overlay.filter,
             np.uint64(self.key_seed),
             np.uint64(self.tail_rows),
+            np.int64(self.tail.first),
+            np.uint64(self.tail.size),
             np.uint64(self.num_rows),
         )
 
@@ -204,7 +201,7 @@ class IdMap:
     def lookup(
         self, keys: NDArray[np.uint64], valid: NDArray[np.bool_] | None = None, out: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """Rows of keys uint64 [n]: int64 [n], each in [1, num_rows); row 1 where not valid.
+        """Rows of keys uint64 [n]: int64 [n], each in [1, num_rows), or a code below 0; row 1 where not valid.
 
         `valid` is bool [n], None: all are; `out`, int64 [n], is written and returned, None: a new array, which costs
         many keys as much as their lookup.
@@ -238,7 +235,7 @@ class IdMap:
         if self.exceptions:
             keys, valid = hash_strings(strings, self.key_seed)
             self.lookup(keys, valid, rows)
-            self.exceptions.tell_apart(keys, valid, strings, rows, self.tail_rows)
+            self.exceptions.tell_apart(keys, valid, strings, rows, self.tail)
         else:
             self.probe.of_strings(strings, rows)
         return rows
@@ -251,7 +248,7 @@ class IdMap:
         strings = arrow_strings(strings)
         keys, valid = hash_strings(strings, self.key_seed)
         rows = self._rows_of_admitted(keys)
-        self.exceptions.tell_apart(keys, valid, strings, rows, self.tail_rows)
+        self.exceptions.tell_apart(keys, valid, strings, rows, self.tail)
         return np.where(valid & (rows >= self.first_row), rows, -1)
 
     def known(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -346,7 +343,8 @@ class IdMap:
         keys = np.concatenate([self.base.keys[from_base], overlay_keys[live]])
         rows = np.concatenate([np.flatnonzero(from_base) + self.first_row, overlay_rows[live]])
         collisions = {key: list(strings) for key, strings in self.exceptions.by_key.items()}
-        folded = self._assemble(keys, collisions, self.table, self.key_seed, self.tail_rows, self.fingerprint_bits)
+        options = Options(self.table, self.key_seed, self.tail_rows, self.paired_tail, self.fingerprint_bits)
+        folded = self._assemble(keys, collisions, options)
         old_row = np.full(folded.capacity_rows, -1, np.int64)
         old_row[: self.first_row] = np.arange(self.first_row)
         old_row[folded.lookup(keys)] = rows

@@ -9,13 +9,14 @@ from typing import Any
 from sparsefeed.errors import IdError
 from sparsefeed.etl.ids.array_folder import read_array_folder, stored_arrays, write_array_folder
 from sparsefeed.etl.ids.base import Base
+from sparsefeed.etl.ids.codes import MOST_PAIRED_ROWS
 from sparsefeed.etl.ids.exceptions import Exceptions
 from sparsefeed.etl.ids.overlay import Overlay
 from sparsefeed.etl.ids.probe import FIRST_TAIL_ROW
 
 __all__ = ["NUMBERS", "read_map", "write_map"]
 
-NUMBERS = ("table", "key_seed", "tail_rows", "fingerprint_bits", "num_rows", "num_admitted")
+NUMBERS = ("table", "key_seed", "tail_rows", "paired_tail", "fingerprint_bits", "num_rows", "num_admitted")
 _FORMAT = "sparsefeed.id_map/2"
 _HEADER = "id_map.json"
 
@@ -26,7 +27,7 @@ def write_map(
     """Write the parts of a map; a reader of the folder meanwhile sees the old one or the new one."""
     header = {
         "format": _FORMAT,
-        **numbers,
+        **{name: value for name, value in numbers.items() if name != "paired_tail" or value},
         "base": base.header(),
         "num_changes": len(overlay),
         "exceptions": exceptions.to_json(),
@@ -39,6 +40,7 @@ def write_map(
 def read_map(folder: Path | str, mmap: bool, digest: str | None) -> dict[str, Any]:
     """Read the fields of an `IdMap`; arguments and errors are those of `IdMap.load`."""
     header, arrays = read_array_folder(folder, _HEADER, _FORMAT, mmap, digest)
+    header.setdefault("paired_tail", False)
     try:
         stored = stored_arrays(Path(folder), header)
         base = Base.load(header["base"], arrays, header["fingerprint_bits"], stored)
@@ -47,6 +49,8 @@ def read_map(folder: Path | str, mmap: bool, digest: str | None) -> dict[str, An
         last_listed = max((row for rows in exceptions.by_key.values() for row in rows.values()), default=0)
         if header["tail_rows"] < 1 or not 0 <= header["key_seed"] < 2**64:
             raise ValueError("tail_rows or key_seed is out of range")
+        if header["paired_tail"] and (header["tail_rows"] % 2 or not 4 <= header["tail_rows"] <= MOST_PAIRED_ROWS):
+            raise ValueError("tail_rows cannot be paired")
         if header["num_rows"] < max(least_rows, last_listed + 1):
             raise ValueError(f"num_rows is less than {max(least_rows, last_listed + 1)}")
         return {

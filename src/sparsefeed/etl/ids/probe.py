@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sparsefeed.etl.ids.codes import FIRST_TAIL_ROW
 from sparsefeed.etl.ids.keys import Ints, Strings, hash_words, over_strings, words_of
 from sparsefeed.etl.ids.mph import BLOCK, positions_of_block
 from sparsefeed.etl.ids.overlay import ABSENT, overwrite_block, row_in
@@ -19,12 +20,22 @@ from sparsefeed.etl.ids.slots import Function, position_of
 from sparsefeed.etl.ids.xxh64 import xxh64
 from sparsefeed.etl.kernels.threads import over_slices
 
-__all__ = ["FIRST_TAIL_ROW", "NULL_ROW", "PADDING_ROW", "Probe", "row_of_key"]
+__all__ = ["FIRST_TAIL_ROW", "NULL_ROW", "PADDING_ROW", "Probe", "Tail", "row_of_key"]
 
 PADDING_ROW = 0
 NULL_ROW = 1
-FIRST_TAIL_ROW = 2
 _MIN_SLICE = 1 << 15  # ids per thread below which starting a thread costs more than it saves
+
+
+class Tail(NamedTuple):
+    """What ids without a row of their own get, a row of the tail or a code for two: `first` + key mod `size`."""
+
+    first: int
+    size: int
+
+    def of_key(self, key: int) -> int:
+        """Row or code of one key."""
+        return self.first + key % self.size
 
 
 class Probe(NamedTuple):
@@ -37,6 +48,8 @@ class Probe(NamedTuple):
         overlay_filter: uint64 [capacity / 8].
         key_seed: XXH64 seed of the keys.
         num_tail: T, rows of the tail; at least 1.
+        tail_first: int64, see `Tail`.
+        tail_size: likewise; at least 1.
         num_rows: rows of the map.
     """
 
@@ -46,6 +59,8 @@ class Probe(NamedTuple):
     overlay_filter: NDArray[np.uint64]
     key_seed: np.uint64
     num_tail: np.uint64
+    tail_first: np.int64
+    tail_size: np.uint64
     num_rows: np.uint64
 
     def of_keys(self, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
@@ -78,8 +93,8 @@ class Probe(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def _tail_row(key: np.uint64, num_tail: np.uint64) -> np.int64:
-    return np.int64(np.uint64(FIRST_TAIL_ROW) + key % num_tail)
+def _tail_row(key: np.uint64, tail_first: np.int64, tail_size: np.uint64) -> np.int64:
+    return np.int64(tail_first + np.int64(key % tail_size))
 
 
 @njit(nogil=True, cache=True)
@@ -93,7 +108,7 @@ def row_of_key(key: np.uint64, probe: Probe) -> np.int64:
         width = np.uint64(64 - 8 * probe.fingerprints.itemsize)
         if np.uint64(probe.fingerprints[position]) << width == key << width:
             row = np.int64(np.uint64(FIRST_TAIL_ROW) + probe.num_tail + position)
-    return np.int64(row if np.uint64(row) < probe.num_rows else _tail_row(key, probe.num_tail))
+    return np.int64(row if np.uint64(row) < probe.num_rows else _tail_row(key, probe.tail_first, probe.tail_size))
 
 
 @njit(nogil=True, cache=True)
@@ -119,7 +134,7 @@ def _rows_of_block(
         overwrite_block(keys, probe.overlay, probe.overlay_filter, probe.num_rows, places, rows)
         num_unseen = len(keys)
     if num_unseen:  # apart, for a division costs more than all the rest
-        _send_to_tail(keys, probe.num_tail, rows)
+        _send_to_tail(keys, probe.tail_first, probe.tail_size, rows)
 
 
 @njit(nogil=True, cache=True)
@@ -149,10 +164,12 @@ def _compare(
 
 
 @njit(nogil=True, cache=True)
-def _send_to_tail(keys: NDArray[np.uint64], num_tail: np.uint64, rows: NDArray[np.int64]) -> None:
+def _send_to_tail(
+    keys: NDArray[np.uint64], tail_first: np.int64, tail_size: np.uint64, rows: NDArray[np.int64]
+) -> None:
     for i in range(len(keys)):
         if rows[i] == ABSENT:
-            rows[i] = _tail_row(keys[i], num_tail)
+            rows[i] = _tail_row(keys[i], tail_first, tail_size)
 
 
 @njit(nogil=True, cache=True)

@@ -302,8 +302,7 @@ class History(Statistic):
         """int64 lists in their item's domain, then the context."""
         columns = []
         for history in self.spec.histories:
-            maps, table = self.map_ids.maps, self.spec.table_of(history).name
-            columns.append(rows_schema(history.name, True, maps[table].capacity_rows if maps else None))
+            columns.append(rows_schema(history.name, True, self.map_ids.maps.get(self.spec.table_of(history).name)))
         columns.append(ColumnSchema(CONTEXT[IMPRESSION], dtype=input_schema[IMPRESSION].dtype))
         columns += [ColumnSchema(CONTEXT[POSITION], dtype=np.int32), ColumnSchema(CONTEXT[RANDOM], dtype=np.int8)]
         return Schema(columns)

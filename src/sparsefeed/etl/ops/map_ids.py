@@ -91,6 +91,7 @@ class BuildMap:
                 table=name,
                 key_seed=self.key_seed,
                 tail_rows=self.table.tail_rows,
+                paired_tail=self.table.paired_tail,
                 fingerprint_bits=self.table.fingerprint_bits,
                 strings=chosen.strings,
             )
@@ -227,8 +228,7 @@ class MapIds(Statistic):
         """int64 rows: scalar, or list for `ids` features; the domain is the map's capacity once fitted."""
         columns = []
         for feature in self.features:
-            size = self.maps[feature.table].capacity_rows if self.maps else None
-            columns.append(rows_schema(feature.name, isinstance(feature, IdListFeature), size))
+            columns.append(rows_schema(feature.name, isinstance(feature, IdListFeature), self.maps.get(feature.table)))
         return Schema(columns)
 
     def clear(self) -> None:
@@ -288,9 +288,10 @@ def _named(column: str) -> Iterator[None]:
         raise DataError(f'column "{column}": {error}') from error
 
 
-def rows_schema(name: str, is_list: bool, capacity_rows: int | None) -> ColumnSchema:
-    """The Merlin schema of a column of table rows."""
-    properties = {"domain": {"min": 0, "max": capacity_rows - 1, "name": name}} if capacity_rows else {}
+def rows_schema(name: str, is_list: bool, id_map: IdMap | None) -> ColumnSchema:
+    """The Merlin schema of a column of table rows; of a fitted map with their bounds."""
+    least = min(0, id_map.tail.first) if id_map else 0
+    properties = {"domain": {"min": least, "max": id_map.capacity_rows - 1, "name": name}} if id_map else {}
     return ColumnSchema(
         name, tags=[Tags.CATEGORICAL], dtype=np.int64, is_list=is_list, is_ragged=is_list, properties=properties
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sparsefeed.errors import DataError, SpecError, did_you_mean
 from sparsefeed.etl.ids import IdMap, Inverse
+from sparsefeed.etl.ids.codes import vectors_of
 from sparsefeed.etl.spec import FeedSpec, HistoryFeature, IdFeature
 from sparsefeed.models.config import ColdStart
 from sparsefeed.models.torchrec.checkpoint import load_tables
@@ -70,13 +71,14 @@ def first_rows(
     """
     before, after, tables = num_rows(spec, previous), num_rows(spec, day), load_tables(checkpoint)
     found = {}
+    tails = {table.name: table.tail_rows for table in spec.tables}
     for name, first in before.items():
         start, last = cold_start.get(name, ColdStart()), after[name]
         if last < first:
             raise DataError(f'{day}: table "{name}" has {last} rows, {previous} has {first}; rows never go away')
         if last == first or start.start == "random":
             continue
-        values = _of_tail(day, previous, name, first, last, tables[name])
+        values = _of_tail(day, previous, name, first, last, tables[name], tails[name])
         if start.start != "tail":
             near = _Neighbours(spec, day, name, before, last, start.features)
             means, known = near.of_features(tables) if start.start == "features" else near.of_similar(tables[name])
@@ -85,10 +87,10 @@ def first_rows(
     return found
 
 
-def _of_tail(day: Path, previous: Path, table: str, first: int, last: int, values: Rows) -> Rows:
+def _of_tail(day: Path, previous: Path, table: str, first: int, last: int, values: Rows, tail_rows: int) -> Rows:
     """What each new id read until now."""
     strings = Inverse.load(day / "inverse" / table).decode(np.arange(first, last))
-    return np.array(values[IdMap.load(previous / "ids" / table).encode(strings)], np.float32)
+    return vectors_of(values, IdMap.load(previous / "ids" / table).encode(strings), tail_rows)
 
 
 class _Neighbours:
@@ -101,6 +103,7 @@ class _Neighbours:
         self._first, self._last, self._features = before[table], last, features
         self._before = before
         self._table_of = {feature.name: spec.table_of(feature).name for feature in spec.lookups}
+        self._tails = {table.name: table.tail_rows for table in spec.tables}
 
     def of_features(self, tables: Mapping[str, Rows]) -> tuple[Rows, NDArray[np.bool_]]:
         """Mean over the ids of these features, not new themselves, beside each new id, and which new ids have one."""
@@ -108,7 +111,8 @@ class _Neighbours:
         for feature, keys, ids in self._pairs():
             other = self._table_of[feature]
             pairs = (keys >= self._first) & (ids < self._before[other])
-            sums.add(keys[pairs] - self._first, tables[other][ids[pairs]])
+            vectors = vectors_of(tables[other], ids[pairs], self._tails[other])
+            sums.add(keys[pairs] - self._first, vectors)
         return sums.means()
 
     def of_similar(self, values: Rows) -> tuple[Rows, NDArray[np.bool_]]:
@@ -117,12 +121,13 @@ class _Neighbours:
         sums = _Sums(self._last - self._first, values.shape[1])
         for feature in self._features:
             beside = _Sums(capacities[self._table_of[feature]], values.shape[1])
+            # Codes of a tail are no rows to sum by, and say of whom an id is like no more than a null does.
             for _, keys, ids in self._pairs(feature):
-                known = keys < self._first
-                beside.add(ids[known], values[keys[known]])
+                known = (keys < self._first) & (ids > 0)
+                beside.add(ids[known], vectors_of(values, keys[known], self._tails[self._table]))
             means, have = beside.means()
             for _, keys, ids in self._pairs(feature):
-                new = (keys >= self._first) & have[ids]
+                new = (keys >= self._first) & (ids > 0) & have[ids]
                 sums.add(keys[new] - self._first, means[ids[new]])
         return sums.means()
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from sparsefeed.errors import BadFileError, DataError, TrainError, did_you_mean
+from sparsefeed.etl.ids.codes import num_codes
 from sparsefeed.etl.kernels.ragged import gather_lists, list_lengths
-from sparsefeed.etl.spec import Feature, FeedSpec, IdFeature
-from sparsefeed.models.torchrec.lookup_keys import Lists, keys_of, places
+from sparsefeed.etl.spec import FeedSpec, IdFeature
+from sparsefeed.models.torchrec.lookup_keys import lists_of
 
 __all__ = [
     "Batch",
@@ -215,13 +216,17 @@ def read_part(spec: FeedSpec, part: Part, columns: Sequence[str], capacities: di
                 )
     for feature in (feature for feature in spec.lookups if feature.name in columns):
         column = _one_chunk(table, feature.name)
-        found = pc.min_max(column.flatten() if pa.types.is_list(column.type) else column)
-        least, most = found["min"].as_py(), found["max"].as_py()
-        capacity = capacities[spec.table_of(feature).name]
-        if least is not None and not 1 <= least <= most < capacity:
-            got = least if least < 1 else most
+        ids = column.flatten() if pa.types.is_list(column.type) else column
+        found, of = pc.min_max(ids), spec.table_of(feature)
+        least, most, capacity = found["min"].as_py(), found["max"].as_py(), capacities[of.name]
+        codes = num_codes(of.tail_rows) if of.paired_tail else 0
+        zero = bool(codes) and bool(pc.any(pc.equal(ids, 0)).as_py())
+        if least is not None and (zero or not (-codes or 1) <= least <= most < capacity):
+            got = 0 if zero else least if least < (-codes or 1) else most
+            also = f", or {-codes} to -1, its tail's codes" if codes else ""
             raise DataError(
-                f'{part.path}: column "{feature.name}": got id {got}; allowed: 1 to {capacity - 1}, its table\'s rows'
+                f'{part.path}: column "{feature.name}": got id {got}; allowed: 1 to {capacity - 1}, its table\'s '
+                f"rows{also}"
             )
     return table
 
@@ -253,8 +258,13 @@ class Rows:
         return tuple(names)
 
     @classmethod
-    def from_arrow(cls, spec: FeedSpec, table: pa.Table) -> Rows:
-        """Decode the columns of `Rows.columns`, as `read_part` gives them; without `w_` columns every weight is 1."""
+    def from_arrow(
+        cls, spec: FeedSpec, table: pa.Table, earlier: Mapping[str, npt.NDArray[np.int64]] | None = None
+    ) -> Rows:
+        """Decode the columns of `Rows.columns`, as `read_part` gives them; without `w_` columns every weight is 1.
+
+        Per table named in `earlier`, row i is read as earlier[i] (models.torchrec.earlier_ids).
+        """
 
         def matrix(names: Sequence[str]) -> npt.NDArray[np.float32]:
             out = np.empty((table.num_rows, len(names)), np.float32)
@@ -269,18 +279,12 @@ class Rows:
             matrix([f"w_{response.name}" for response in spec.responses]) if weighted else np.ones_like(labels_NR),
             matrix([feature.name for feature in spec.of_kind("dense", side="member")]),
             matrix([feature.name for feature in spec.of_kind("dense", side="candidate")]),
-            {key: lists for feature in spec.lookups for key, lists in _lists(feature, table.column(feature.name))},
+            {
+                key: lists
+                for feature in spec.lookups
+                for key, lists in lists_of(spec, feature, _joined(table.column(feature.name)), earlier or {})
+            },
         )
-
-    def renumbered(self, spec: FeedSpec, rows: Mapping[str, npt.NDArray[np.int64]]) -> Rows:
-        """The same with other ids: per table named in `rows`, id i is rows[i]."""
-        lookups = dict(self.lookups)
-        for feature in spec.lookups:
-            if (table := spec.table_of(feature).name) in rows:
-                for key in keys_of(feature):
-                    values, offsets = lookups[key]
-                    lookups[key] = rows[table][values], offsets
-        return replace(self, lookups=lookups)
 
     def batch(self, order: Sequence[str], start: int, stop: int) -> Batch:
         """Rows [start, stop) as tensors; `order` is `lookup_order(spec)`."""
@@ -322,11 +326,6 @@ class Rows:
                 length_per_key=totals,  # known here; a GPU would be asked for it at every step
             ),
         )
-
-
-def _lists(feature: Feature, column: pa.ChunkedArray) -> Iterator[tuple[str, Lists]]:
-    keys, lists = keys_of(feature), _joined(column)
-    yield from zip(keys, places(lists, len(keys)) if len(keys) > 1 else [lists], strict=True)
 
 
 def _check_schema(spec: FeedSpec, path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:

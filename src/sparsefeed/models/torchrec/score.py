@@ -85,7 +85,7 @@ class Scorer:
             table = read_part(self._spec, part, columns, capacities)
             if random_only:
                 table = table.filter(pc.equal(table.column("random"), 1))
-            logits.append(self.score_rows(Rows.from_arrow(self._spec, table).renumbered(self._spec, earlier)))
+            logits.append(self.score_rows(Rows.from_arrow(self._spec, table, earlier)))
         return np.concatenate(logits)
 
     def score_rows(self, rows: Rows) -> npt.NDArray[np.float32]:

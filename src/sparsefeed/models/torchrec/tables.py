@@ -22,7 +22,7 @@ from torchrec.modules.embedding_configs import PoolingType
 from sparsefeed.etl.spec import FeedSpec, IdFeature
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.models.torchrec.columns import Batch
-from sparsefeed.models.torchrec.lookup_keys import keys_of
+from sparsefeed.models.torchrec.lookup_keys import keys_of, lookup_order, second_of
 
 __all__ = ["Pooling", "RankingModel", "embedding_tables", "first_values"]
 
@@ -37,7 +37,7 @@ def embedding_tables(spec: FeedSpec, capacities: Mapping[str, int], device: torc
                 name=table.name,
                 num_embeddings=capacities[table.name],
                 embedding_dim=table.dim,
-                feature_names=[key for feature in spec.lookups_of(table.name) for key in keys_of(feature)],
+                feature_names=list(lookup_order(spec, table.name)),
                 pooling=PoolingType.SUM,
             )
             for table in spec.tables
@@ -70,6 +70,8 @@ class Pooling:
         self._means = {f.name for f in spec.lookups if not isinstance(f, IdFeature) and f.pooling == "mean"}
         self._learned = {feature.name: keys_of(feature) for feature in spec.learned}
         self._order = tuple(feature.name for feature in spec.lookups)
+        paired = [feature for feature in spec.lookups if spec.table_of(feature).paired_tail]
+        self._paired = [key for feature in paired for key in keys_of(feature)]
 
     def __call__(
         self, sums: Mapping[str, Tensor], lookups: KeyedJaggedTensor
@@ -79,6 +81,7 @@ class Pooling:
         Vectors are [B, dim], and [B, L, dim] of these lists, for `DenseModel.pool`.
         """
         lengths = dict(zip(lookups.keys(), lookups.lengths().view(len(lookups.keys()), -1), strict=True))
+        sums = {**sums, **{key: sums[key] + sums[second_of(key)] for key in self._paired}}
         vectors, of_learned = {}, {}
         for name in self._order:
             if name in self._learned:

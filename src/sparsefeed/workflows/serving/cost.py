@@ -88,7 +88,7 @@ def dense_request(plan: ServingPlan, num_candidates: int) -> Tensors:
     """What feed_dense gets for one member and so many candidates, with random values; every list is full."""
     random = np.random.default_rng(0)
     rows = {"member": 1, "candidate": num_candidates}
-    dims = {table.name: table.dim for table in plan.tables}
+    dims = {table.name: table.dim * table.keys_per_id for table in plan.tables}
     floats = sum(rows[item.side] * item.max_length * dims[item.table] for item in plan.lookups)
     request: dict[str, NDArray[Any]] = {
         "OUTPUT0": random.normal(size=floats).astype(np.float32),

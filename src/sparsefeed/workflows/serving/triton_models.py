@@ -202,7 +202,8 @@ def _answers(spec: FeedSpec) -> list[Tensor]:
 def _warm_counts(spec: FeedSpec) -> list[int]:
     """Keys per table of the warm-up request: one member, two candidates."""
     return [
-        sum((1 if side_of(f) == "member" else 2) * getattr(f, "max_length", 1) for f in spec.lookups_of(table.name))
+        table.keys_per_id
+        * sum((1 if side_of(f) == "member" else 2) * getattr(f, "max_length", 1) for f in spec.lookups_of(table.name))
         for table in spec.tables
     ]
 

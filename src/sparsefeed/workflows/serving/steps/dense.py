@@ -68,18 +68,25 @@ class DenseStep(Step[DenseRequest]):
         self._graph = graph
         self._weights = np.array(plan.score_weights, np.float32)
         self._scores = ScoreWindow(scores)
-        # What a member or candidate has in OUTPUT0, in its order: name, side, shape and floats.
+        # What a member or candidate has in OUTPUT0, in its order: name, side, shape and floats; of a paired tail an id
+        # has two vectors.
         self._shapes = [
             (
                 item.name,
                 item.side,
-                (table.dim,) if item.kind == "id" else (item.max_length, table.dim),
-                item.max_length * table.dim,
+                (
+                    *(() if item.kind == "id" else (item.max_length,)),
+                    *((2,) if table.paired_rows else ()),
+                    table.dim,
+                ),
+                item.max_length * table.keys_per_id * table.dim,
             )
             for table in plan.tables
             for item in plan.lookups
             if item.table == table.name
         ]
+        paired = {table.name for table in plan.tables if table.paired_rows}
+        self._paired = [item.name for item in plan.lookups if item.table in paired]
 
     @classmethod
     def open(cls, parameters: Mapping[str, str]) -> DenseStep:
@@ -99,7 +106,7 @@ class DenseStep(Step[DenseRequest]):
         return self._scores.readings()
 
     def check(self, request: Tensors) -> DenseRequest:
-        """Cut OUTPUT0 into the vectors of each lookup; nothing is copied."""
+        """Cut OUTPUT0 into the vectors of each lookup; nothing is copied but what is summed."""
         index = require(request, "member_index", np.int64, 1)
         if len(index) == 0 or index.min() < 0:
             raise RequestError(
@@ -140,13 +147,15 @@ class DenseStep(Step[DenseRequest]):
         ]
 
     def _cut(self, flat: NDArray[np.float32], rows: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
-        """Per lookup float32 [rows, d] or [rows, L, d], views of the flat table-major vectors."""
+        """Per lookup float32 [rows, d] or [rows, L, d], views of the flat table-major vectors, or sums of two."""
         _shaped("OUTPUT0", flat, (sum(rows[side] * size for _, side, _, size in self._shapes),))
         vectors, at = {}, 0
         for name, side, shape, size in self._shapes:
             end = at + rows[side] * size
             vectors[name] = flat[at:end].reshape(rows[side], *shape)
             at = end
+        for name in self._paired:
+            vectors[name] = vectors[name].sum(axis=-2)
         return vectors
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import RequestError
+from sparsefeed.etl.ids.codes import rows_of
 from sparsefeed.etl.ids.id_map import NULL_ROW, PADDING_ROW, IdMap
 from sparsefeed.etl.ids.keys import hash_bytes
 from sparsefeed.etl.kernels.state import flag_strange, pad_rows
@@ -62,6 +63,7 @@ class TransformStep(Step[RankRequest]):
         self._unknown_counts = np.zeros(1 + sum(UNKNOWN_BITS.values()), np.int64)  # posts by their bits
         self._schema = OverrideSchema(plan)
         self._name = np.array([bundle.encode()], object)
+        self._is_paired = any(table.paired_rows for table in plan.tables)
         self._by_table = [[item for item in plan.lookups if item.table == table.name] for table in plan.tables]
         self._lookups = {
             side: tuple(item for item in plan.lookups if item.side == side) for side in ("member", "candidate")
@@ -151,6 +153,8 @@ class TransformStep(Step[RankRequest]):
             if num > 1:
                 mine = np.concatenate([rows[item.name][parts[item.side]].ravel() for item, _ in places])
                 _, mine_starts = self._places({"member": 1, "candidate": cut.stop - cut.start})
+            if self._is_paired:
+                mine, mine_starts = self._paired(mine, mine_starts)
             answer: dict[str, NDArray[Any]] = {
                 "KEYS": mine[None],
                 "NUMKEYS": np.array([[b - a for a, b in pairwise(mine_starts)]], np.int32),
@@ -186,6 +190,17 @@ class TransformStep(Step[RankRequest]):
         member.override(((i, r.overrides.member) for i, r in enumerate(requests)), plan.member_dense, plan.key_seed)
         posts.override(overridden, plan.candidate_dense, plan.key_seed)
         return [row for row, _ in overridden]
+
+    def _paired(self, ids: NDArray[np.int64], starts: Sequence[int]) -> tuple[NDArray[np.int64], list[int]]:
+        """KEYS of ids that lie table by table from `starts`, two where the tail is paired; and where each begins."""
+        spans = zip(self._plan.tables, pairwise(starts), strict=True)
+        parts = [
+            np.stack(rows_of(ids[start:stop], table.paired_rows), axis=1).ravel()
+            if table.paired_rows
+            else ids[start:stop]
+            for table, (start, stop) in spans
+        ]
+        return np.concatenate(parts), list(accumulate(map(len, parts), initial=0))
 
     def _tell_apart(
         self,

@@ -143,7 +143,7 @@ def test_only_the_lookup_differs_from_the_normal_export(root: Path, exported: Pa
             assert bundles.tree(exported / name) == bundles.tree(tmp_path / "normal" / name)
     normal, nvidia = config_of(tmp_path / "normal", "feed_hps_int8"), config_of(exported, "feed_hps_int8")
     assert nvidia.backend == "hps"
-    assert [(group.kind, list(group.gpus), group.count) for group in nvidia.instance_group] == [(1, [0], 1)]
+    assert [(group.kind, list(group.gpus), group.count) for group in nvidia.instance_group] == [(1, [0], 2)]
     assert dict(nvidia.parameters).keys() == {"bundle"}
     for config in (normal, nvidia):
         for field in ("backend", "instance_group", "parameters"):
@@ -267,7 +267,7 @@ def two_groups(config: Any) -> None:
         (on_cpu, "instance_group[0]: kind: got KIND_CPU; with gpucache it must be KIND_GPU"),
         (on_any_gpu, "instance_group[0]: gpus: none given, so Triton takes all of the host; name those of [0]"),
         (on_another_gpu, "instance_group[0]: gpus: 3 is not in deployed_device_list, [0]"),
-        (two_groups, "5 instances on GPU 0, num_of_worker_buffer_in_pool is 4; an instance without a buffer is refuse"),
+        (two_groups, "6 instances on GPU 0, num_of_worker_buffer_in_pool is 4; an instance without a buffer is refuse"),
         (lambda config: config.ClearField("instance_group"), "instance_group: missing, so Triton takes all GPUs"),
     ],
 )

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sparsefeed.etl.ids.codes import vectors_of
+from sparsefeed.etl.ids.codes import rows_of, vectors_of
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
@@ -153,3 +153,18 @@ def test_keys_of_second_rows_stand_beside_the_first_and_hold_nothing_of_admitted
     lists = dict(lists_of(paired, paired.feature_by_name["topics"], values, {}))
     assert [part.tolist() for part in lists["topics"]] == [[12, 5, 2, 40], [0, 2, 2, 4]]
     assert [part.tolist() for part in lists["topics.second"]] == [[9, 6], [0, 1, 1, 2]]
+
+
+def test_an_id_that_was_rare_on_an_earlier_day_is_read_as_the_code_it_was(paired: FeedSpec) -> None:
+    earlier = {"hashtag": np.array([0, 1, *range(2, 20), -5, 20])}  # row 20 is new since, row 21 was 20
+    lists = dict(
+        lists_of(
+            paired,
+            paired.feature_by_name["topics"],
+            (np.array([21, 20, -1, 12], np.int64), np.array([0, 2, 3, 4])),
+            earlier,
+        )
+    )
+    (first, second) = rows_of(np.array([-5]), 8)
+    assert lists["topics"][0].tolist() == [20, *first, 5, 12]
+    assert [part.tolist() for part in lists["topics.second"]] == [[*second, 9], [0, 1, 2, 2]]

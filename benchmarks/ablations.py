@@ -81,6 +81,17 @@ def _tails(rows: int) -> Change:
     return lambda recipe: [table.update(tail_rows=rows) for table in recipe["feed"]["tables"]]
 
 
+def _paired_tails(recipe: dict[str, Any]) -> None:
+    for table in recipe["feed"]["tables"]:
+        table["tail"] = "quotient_remainder"
+
+
+def _learned_pooling(recipe: dict[str, Any]) -> None:
+    for feature in recipe["feed"]["features"]:
+        if feature["kind"] == "history":
+            feature["pooling"] = "learned"
+
+
 def _max_length(rows: int) -> Change:
     return lambda recipe: [f.update(max_length=rows) for f in recipe["feed"]["features"] if f["kind"] == "history"]
 
@@ -104,6 +115,8 @@ VARIANTS: dict[str, Change] = {
     "long histories (100)": _max_length(100),
     "no hashtags": _without("hashtags"),
     "one tail row": _tails(1),
+    "tails by quotient and remainder": _paired_tails,
+    "learned pooling": _learned_pooling,
     "no weights": _train(weights="none"),
     "weights of the prior shift alone": _prior_shift,
     "weights shuffled": lambda recipe: None,  # what the parquet holds is changed: _shuffled

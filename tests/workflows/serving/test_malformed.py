@@ -55,24 +55,35 @@ def held(server: TritonServer, repository: Path, bundle: Bundle) -> tuple[dict[i
     return processes, sum(path.stat().st_size for path in Path("/dev/shm").glob("sparsefeed_*"))
 
 
-def check(server: TritonServer, repository: Path, bundle: Bundle, stub: Any, count: int, seed: int) -> None:
-    send_all(stub, 400, seed + 1)  # every kind, so that buffers have grown to their largest
-    before, shared_before = held(server, repository, bundle)
+def check(
+    server: TritonServer, repository: Path, bundle: Bundle, stub: Any, count: int, seed: int, num_readings: int
+) -> None:
+    def readings(seed: int) -> list[tuple[dict[int, int], int]]:
+        # What large requests leave in the server's heap comes and goes; so several looks, each after every kind.
+        found = []
+        for i in range(num_readings):
+            send_all(stub, 400, seed + i)
+            found.append(held(server, repository, bundle))
+        return found
+
+    before = readings(seed + 1000)
     codes = send_all(stub, count, seed)
-    after, shared = held(server, repository, bundle)
+    after = readings(seed + 2000)
     assert sum(sum(counts.values()) for counts in codes.values()) == count
     assert {kind for kind, counts in codes.items() if counts["OK"]} <= {"contents_mixed_up", "to_a_step"}
     assert {kind for kind, counts in codes.items() if counts["NOT_FOUND"]} == {"no_such_model", "shared_memory"}
-    assert after.keys() == before.keys()  # no process died
-    for process_id, size in after.items():
-        assert size - before[process_id] < 48 * MIB, (process_id, before, after)
-    assert shared - shared_before < 32 * MIB  # Triton's pool grows in steps and keeps what it has
+    for process_id in before[0][0]:
+        assert all(process_id in processes for processes, _ in after)  # no process died
+        most, least = max(p[process_id] for p, _ in before), min(p[process_id] for p, _ in after)
+        assert least - most < 32 * MIB, (process_id, before, after)
+    # Triton's pool grows in steps and keeps what it has.
+    assert min(shared for _, shared in after) - max(shared for _, shared in before) < 32 * MIB
 
 
 def test_two_thousand_malformed_requests_are_refused_with_the_right_code(
     server: TritonServer, repository: Path, bundle_root: Path, stub: Any
 ) -> None:
-    check(server, repository, open_version(bundle_root, "b1"), stub, 2000, seed=1)
+    check(server, repository, open_version(bundle_root, "b1"), stub, 2000, seed=1, num_readings=2)
 
 
 @pytest.mark.slow
@@ -80,7 +91,7 @@ def test_two_thousand_malformed_requests_are_refused_with_the_right_code(
 def test_a_hundred_thousand_malformed_requests_are_refused_with_the_right_code(
     server: TritonServer, repository: Path, bundle_root: Path, stub: Any
 ) -> None:
-    check(server, repository, open_version(bundle_root, "b1"), stub, 100_000, seed=3)
+    check(server, repository, open_version(bundle_root, "b1"), stub, 100_000, seed=3, num_readings=5)
 
 
 def test_a_string_whose_length_is_a_lie_is_refused_by_its_tensor_and_step(stub: Any) -> None:

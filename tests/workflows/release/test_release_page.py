@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from sparsefeed.workflows.release.config import Guardrails, ReleaseConfig
+from sparsefeed.workflows.release.config import Gate, Guardrails, ReleaseConfig
 
 PAGE = (Path(__file__).parents[3] / "docs" / "howto" / "release.md").read_text("utf-8")
 
 
 def test_the_pages_settings_are_the_defaults() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    settings = yaml.safe_load(block)["release"]
+    settings: dict[str, Any] = {}
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
+        settings |= yaml.safe_load(block)["release"]
     assert ReleaseConfig.model_validate(settings) == ReleaseConfig()
     assert set(settings["guardrails"]) | {"ks"} == set(Guardrails.model_fields)
+    assert set(settings["gate"]) == set(Gate.model_fields)

@@ -31,4 +31,8 @@ def test_every_key_of_the_page_is_one_that_the_declarations_have() -> None:
     parsed = FeedSpec.parse(whole)
     assert parsed.sampling is not None
     assert parsed.sampling.others == 0.1
-    assert [h.order for h in parsed.histories[-2:]] == ["recent", "frequent"]
+    shown_orders = {
+        feature["name"]: feature.get("order", "recent") for feature in feed["features"] if feature["kind"] == "history"
+    }
+    assert {h.name: h.order for h in parsed.histories if h.name in shown_orders} == shown_orders
+    assert set(shown_orders.values()) == {"recent", "frequent"}

@@ -82,7 +82,7 @@ def test_ids_are_unique_and_every_link_leads_to_one(page: str) -> None:
 def test_every_plot_is_told_in_words(page: str) -> None:
     labels = re.findall(r'<div role="img" aria-label="([^"]*)"><svg', page)
 
-    assert len(labels) == page.count("<svg ") == 17
+    assert len(labels) == page.count("<svg ") == 18
     assert all(len(label) > 10 for label in labels)
 
 

@@ -195,7 +195,8 @@ class Requests:
         ):
             lookups = tuple(item for item in self.plan.lookups if item.side == side)
             keys, _ = hash_strings(ids, self.plan.key_seed)
-            state = SideState.read(snapshot, own, keys, lookups)
+            wanted = {item.name: np.zeros((len(ids), item.max_length), np.uint64) for item in lookups}
+            state = SideState.read(snapshot, own, keys, lookups, wanted)
             out |= {name: np.ascontiguousarray(state.dense[:, i]) for i, name in enumerate(dense.names)}
             for item in lookups:
                 inside = np.arange(item.max_length) < state.lengths[item.name][:, None]

@@ -21,6 +21,7 @@ import scipy.stats
 from knowable import knowable
 from merlin_models import MERLIN_MODELS, scores_of_merlin_models
 from numpy.typing import NDArray
+from refresh import refreshed
 from results import Recorder, Row
 
 from sparsefeed.models import metrics
@@ -36,6 +37,7 @@ from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["quality"]
 
+REFRESHED = 3  # days
 SEEDS = (101, 102, 103, 104, 105)
 MERLIN_SEEDS = SEEDS[:3]
 MEMBERS = 2_000
@@ -66,7 +68,20 @@ def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]
                 found.setdefault(key, []).append(value)
     responses = [response.name for response in recipe.feed.responses]
     rows = [row for response in responses for row in _rows(record, response, found)] + [_int8(record, found)]
+    rows += _refreshed(record, recipe, workspace.root.parent / "quality" / "refresh")
     return rows + _kuairand(record, Workspace(workspace.root.parent / "quality" / "kuairand"))
+
+
+def _refreshed(record: Recorder, recipe: Recipe, root: Path) -> list[Row]:
+    """A model refreshed daily beside one trained anew, after REFRESHED days of the first feed; the worst response."""
+    assert recipe.simulate is not None
+    simulated = recipe.simulate.model_copy(update={"seed": SEEDS[0], "num_members": MEMBERS})
+    with stage("refresh") as progress:
+        own = recipe.model_copy(update={"simulate": simulated})
+        judged = refreshed(own, root, REFRESHED, (REFRESHED,), progress)[-1]
+    assert judged.retrained is not None
+    below = {name: anew["auc"] - judged.refreshed[name]["auc"] for name, anew in judged.retrained.items()}
+    return [record.row(ALL, "auc, daily refresh below a daily retrain by", max(below.values()), "")]
 
 
 def _kuairand(record: Recorder, workspace: Workspace) -> list[Row]:

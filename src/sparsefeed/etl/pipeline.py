@@ -43,7 +43,7 @@ __all__ = [
     "split_days",
 ]
 
-_GROUPS_OF_A_DAY = 16  # row groups at least: the last of them can be held out of training, and several ranks read
+_GROUPS_OF_A_DAY = 16  # row groups, about: the last of them can be held out of training, and several ranks read
 
 Write = Callable[[FeedWorkflow, ReadImpressions, Sequence[Partition], Path, HugectrView | None], int]
 
@@ -228,7 +228,7 @@ def _make(
 
         num_rows, group_rows = sum(file.num_rows for file in logs.impressions), config.row_group_rows
         if previous:
-            group_rows = min(group_rows, max(1, num_rows // _GROUPS_OF_A_DAY))
+            group_rows = min(group_rows, -(-num_rows // _GROUPS_OF_A_DAY))
 
         def write(
             feed: FeedWorkflow,

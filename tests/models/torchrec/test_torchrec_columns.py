@@ -52,6 +52,15 @@ def test_decoded_rows_are_those_of_the_parquet(spec: FeedSpec, etl) -> None:
         assert [values[a:b].tolist() for a, b in pairwise(offsets)] == lists
 
 
+def test_a_row_group_without_a_random_session_gives_no_row(spec: FeedSpec, etl) -> None:
+    columns = Rows.columns(spec, weights=False)
+    part = open_split(spec, etl.path, "train", columns)[0]
+    table = read_part(spec, part, columns, capacity_rows(spec, etl.path))
+    rows = Rows.from_arrow(spec, table.filter(pa.array(np.zeros(len(table), bool))))
+    assert len(rows) == 0
+    assert all(offsets.tolist() == [0] for _, offsets in rows.lookups.values())
+
+
 def test_a_batch_holds_the_rows_of_its_slice_under_every_key(spec: FeedSpec, etl) -> None:
     columns = Rows.columns(spec)
     part = open_split(spec, etl.path, "train", columns)[0]

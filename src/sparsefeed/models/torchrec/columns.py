@@ -351,7 +351,8 @@ def _one_chunk(table: pa.Table, name: str) -> Any:
 
 def _joined(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """`jagged` of all chunks, in numpy's memory, whose pages are large: rows are gathered from all over it."""
-    parts = [jagged(chunk) for chunk in column.chunks]
+    # Of a table whose rows were all filtered out there is no chunk.
+    parts = [jagged(chunk) for chunk in column.chunks or [column.combine_chunks()]]
     if len(parts) == 1:
         return parts[0]
     starts = np.cumsum([0, *(len(values) for values, _ in parts)])

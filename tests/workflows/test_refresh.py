@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsefeed.errors import BadFileError, BundleError, ReleaseError
+from sparsefeed.errors import BundleError, ReleaseError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids import IdMap, hash_strings
 from sparsefeed.etl.snapshot import Snapshot
@@ -62,6 +62,10 @@ def test_a_day_becomes_the_next_version_once(workspace: Workspace, folder: Path)
         assert (version.id, version.manifest.parent, made.parent) == (made.bundle, before, before)
         assert (version.manifest.sequence, version.manifest.trained_days[-1]) == (number, str(day))
         verify(version.path)
+        card = (version.path / "MODEL_CARD.md").read_text()
+        assert f"bundle {made.bundle}" in card
+        assert f"refreshed with {day}" in card
+        assert f"training step {version.manifest.step}" in card
         assert refresh(RECIPE, workspace, day, folder).bundle == made.bundle
         assert len(versions(workspace.bundles)) == number + 1
         for table in RECIPE.feed.tables:
@@ -128,7 +132,7 @@ def test_a_loop_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
         assert 0 < one.version_bytes < sum(p.stat().st_size for p in place.bundles.rglob("*") if p.is_file())
         assert set(one.quality) == {response.name for response in RECIPE.feed.responses}
     place.loop.write_text("[1]\n")
-    with pytest.raises(BadFileError, match=r"loop\.jsonl: line 1"):
+    with pytest.raises(ReleaseError, match=r"loop\.jsonl: line 1"):
         read_loop(place.loop)
 
 

@@ -85,21 +85,11 @@ def export_bundle(
     model, tables = load_model(checkpoint, spec)
     said = Checkpoint.read(checkpoint)
     check_trained_on(checkpoint, said.etl, data)
-    written = datetime.fromtimestamp((checkpoint / "checkpoint.json").stat().st_mtime, timezone.utc)
-    digest = hashlib.sha256()
-    for part in (
-        (checkpoint / "checkpoint.json").read_bytes(),
-        (checkpoint / "dense.safetensors").read_bytes(),
-        json.dumps(
-            [etl["fingerprint"], row_format, __version__, metrics, _LAYOUT, *(["int8"] if int8 else [])], sort_keys=True
-        ).encode(),
-        calibration.model_dump_json().encode(),
-    ):
-        digest.update(hashlib.sha256(part).digest())
-    bundle = f"{etl['train_days'][-1].replace('-', '')}-{digest.hexdigest()[:8]}"
+    settings = [etl["fingerprint"], row_format, __version__, metrics, _LAYOUT, *(["int8"] if int8 else [])]
+    bundle = _id(etl, checkpoint, json.dumps(settings, sort_keys=True), calibration.model_dump_json())
     manifest = Manifest(
         id=bundle,
-        created=written.isoformat(timespec="seconds"),
+        created=_created(checkpoint),
         code_version=__version__,
         spec_digest=spec.digest,
         step=said.step,
@@ -125,7 +115,9 @@ def export_bundle(
         calibration.save(folder / "calibration.json")
         write_tables(folder / "tables", tables, row_format, [table.name for table in spec.tables])
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n", "utf-8")
-        (folder / "MODEL_CARD.md").write_text(_model_card(spec, manifest, etl, metrics), "utf-8")
+        trained = f"{etl['num_train_rows']:,} impressions of {etl['train_days'][0]} to {etl['train_days'][-1]}"
+        how = f"Trained on {trained}, evaluated on {', '.join(etl['eval_days'])}."
+        (folder / "MODEL_CARD.md").write_text(_model_card(spec, manifest, how, etl, metrics), "utf-8")
         if check:
             check(folder)
 
@@ -169,15 +161,10 @@ def export_delta(
     check_trained_on(checkpoint, said.etl, day)
     calibration = Calibration.load(parent.calibration)
     rows, ids = read_changes(changes)
-    written = datetime.fromtimestamp((checkpoint / "checkpoint.json").stat().st_mtime, timezone.utc)
-    digest = hashlib.sha256()
-    for part in (
-        (checkpoint / "checkpoint.json").read_bytes(),
-        (checkpoint / "dense.safetensors").read_bytes(),
-        f"{etl['fingerprint']} {parent.digest} {__version__}".encode(),
-    ):
-        digest.update(hashlib.sha256(part).digest())
-    new_id = f"{etl['train_days'][-1].replace('-', '')}-{digest.hexdigest()[:8]}"
+    new_id = _id(etl, checkpoint, f"{etl['fingerprint']} {parent.digest} {__version__} {_LAYOUT}")
+    manifest = parent.manifest.model_copy(
+        update={"id": new_id, "created": _created(checkpoint), "code_version": __version__, "step": said.step}
+    )
     if out.exists():
         delta = verify_delta(out, progress)
         if delta.manifest.id == new_id:
@@ -193,21 +180,38 @@ def export_delta(
             shutil.copyfile(day / "ips.parquet", folder / "ips.parquet")
         told = {**_scores_of(parent), **(metrics or {})}
         (folder / "metrics.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", "utf-8")
+        added = f"refreshed with {', '.join(etl['train_days'])}, {etl['num_train_rows']:,} impressions"
+        how = f"The model of bundle {parent.id}, {added}; calibrated as that one is."
+        (folder / "MODEL_CARD.md").write_text(_model_card(spec, manifest, how, etl, {}), "utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     return write_delta(
         parent,
         new_id,
         out,
-        step=said.step,
-        created=written.isoformat(timespec="seconds"),
-        code_version=__version__,
+        step=manifest.step,
+        created=manifest.created,
+        code_version=manifest.code_version,
         trained_days=(*parent.manifest.trained_days, *etl["train_days"]),
         rows=rows,
         ids=ids,
         build=build,
         progress=progress,
     )
+
+
+def _id(etl: Mapping[str, Any], checkpoint: Path, *settings: str) -> str:
+    """The last trained day and a digest of the model and of what else decides a version's files."""
+    digest = hashlib.sha256()
+    model = [(checkpoint / name).read_bytes() for name in ("checkpoint.json", "dense.safetensors")]
+    for part in (*model, *(text.encode() for text in settings)):
+        digest.update(hashlib.sha256(part).digest())
+    return f"{etl['train_days'][-1].replace('-', '')}-{digest.hexdigest()[:8]}"
+
+
+def _created(checkpoint: Path) -> str:
+    written = datetime.fromtimestamp((checkpoint / "checkpoint.json").stat().st_mtime, timezone.utc)
+    return written.isoformat(timespec="seconds")
 
 
 def _scores_of(bundle: Bundle) -> dict[str, Any]:
@@ -224,15 +228,16 @@ def _write_dense(
         quantise_dense(folder / DENSE_FILES["fp32"], folder / DENSE_FILES["int8"])
 
 
-def _model_card(spec: FeedSpec, manifest: Manifest, etl: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def _model_card(
+    spec: FeedSpec, manifest: Manifest, how: str, etl: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> str:
     lines = [
         f"# {spec.name}: bundle {manifest.id}",
         "",
         f"A gated DCN-v2 ranker for {', '.join(r.name for r in spec.responses)}; made {manifest.created} by sparsefeed "
         f"{manifest.code_version}, training step {manifest.step}, rows stored as {manifest.row_format}.",
         "",
-        f"- Trained on {etl['num_train_rows']:,} impressions of {etl['train_days'][0]} to {etl['train_days'][-1]}, "
-        f"evaluated on {', '.join(etl['eval_days'])}.",
+        f"- {how}",
         f"- Ids with a row of their own: {', '.join(f'{n:,} of table {t}' for t, n in etl['num_ids'].items())}. "
         "Others share hashed rows and are flagged in every answer.",
         f"- Weights: {'none' if spec.ips == 'none' else 'inverse propensity per surface, position and response'}.",

@@ -6,8 +6,6 @@ of JSON a day says what the day cost and how good the model before it was on it.
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +14,11 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from sparsefeed.errors import BadFileError, DataError
+from sparsefeed.errors import DataError, ReleaseError
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.refresh import refresh
+from sparsefeed.workflows.release.log import ReleaseLog
 from sparsefeed.workflows.stages import add_day, evaluate_day
 from sparsefeed.workflows.workspace import Workspace
 
@@ -115,31 +114,19 @@ def loop(
             peak_memory_bytes=_peak_memory_bytes(),
             quality={r: _figures(models["refreshed"]) for r, models in judged["responses"].items()},
         )
-        _append(workspace.loop, finished)
+        ReleaseLog(workspace.loop).append(asdict(finished))
         yield finished
 
 
 def read_loop(path: Path) -> list[LoopDay]:
-    """What a loop wrote; a last line that a crash cut off is none. BadFileError where another line is not one."""
+    """What a loop wrote; a last line that a crash cut off is none. ReleaseError where another line is not one."""
     days = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], 1):
-        if not line.endswith(b"\n"):
-            break
+    for number, line in enumerate(ReleaseLog(path).read(), 1):
         try:
-            days.append(LoopDay(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise BadFileError(path, f"line {number}: {error}; remove the file, the days themselves stay") from error
+            days.append(LoopDay(**line))
+        except TypeError as error:
+            raise ReleaseError(f"{path}: line {number}: {error}; remove the file, the days themselves stay") from error
     return days
-
-
-def _append(path: Path, one: LoopDay) -> None:
-    whole = b"".join(json.dumps(asdict(day)).encode() + b"\n" for day in [*read_loop(path), one])
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(whole)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _figures(measured: dict[str, Any]) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""ReleaseLog: every decision as one line of JSON, appended and fsynced.
+"""ReleaseLog: one line of JSON for every decision, or for every day of a loop, appended and fsynced.
 
-Notable: the route file holds the decision that made it, so it is the commit and this log its history: a line that a
-crash or a full disk kept out is appended by whoever decides next.
+Notable: a server's route file holds the decision that made it, so it is the commit and this log its history: a line
+that a crash or a full disk kept out is appended by whoever decides next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["ReleaseLog"]
 
 
 class ReleaseLog:
-    """`release.jsonl` of one server; one writer at a time is the caller's care."""
+    """`release.jsonl` of one server, `loop.jsonl` of a workspace; one writer at a time is the caller's care."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -23,6 +23,7 @@ from types import FrameType, TracebackType
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from sparsefeed.allocators import GIVE_BACK
 from sparsefeed.errors import ServeError
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.serving.config import LOOPBACK, ServingConfig
@@ -176,7 +177,7 @@ class TritonServer:
                     ],
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=runtime.environment() | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+                    env=GIVE_BACK | runtime.environment() | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
                     start_new_session=True,  # a Ctrl-C reaches it through us, once
                 )
             self._wait_until_ready()

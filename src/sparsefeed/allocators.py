@@ -12,6 +12,6 @@ KEEP_FREED = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
 }
 
-# glibc raises its threshold to the largest block that was freed, up to 32 MiB, and from then on such blocks lie in heaps
-# that do not shrink: a server that was sent a few huge requests held twice the memory ever after. Given, it stays.
+# glibc raises its threshold to the largest block that was freed, up to 32 MiB, and from then on such blocks lie in
+# heaps that do not shrink: a server that was sent a few huge requests held twice the memory ever after. Given, it stays.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # above the tensors of a request that is served

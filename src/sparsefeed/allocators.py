@@ -13,5 +13,6 @@ KEEP_FREED = {
 }
 
 # glibc raises its threshold to the largest block that was freed, up to 32 MiB, and from then on such blocks lie in
-# heaps that do not shrink: a server that was sent a few huge requests held twice the memory ever after. Given, it stays.
+# heaps that do not shrink: a server that was sent a few huge requests held twice the memory ever after. One that is
+# given stays as it is.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # above the tensors of a request that is served

@@ -86,17 +86,25 @@ def _paired_tails(recipe: dict[str, Any]) -> None:
         table["tail"] = "quotient_remainder"
 
 
-def _learned_pooling(recipe: dict[str, Any]) -> None:
-    for feature in recipe["feed"]["features"]:
-        if feature["kind"] == "history":
-            feature["pooling"] = "learned"
+def _histories(length: int, pooling: str = "mean") -> Change:
+    """What the member clicked and liked, so many of each, as features before the candidate's."""
+
+    def change(recipe: dict[str, Any]) -> None:
+        features = recipe["feed"]["features"]
+        place = next(i for i, feature in enumerate(features) if feature.get("side") == "candidate")
+        features[place:place] = [
+            {"kind": "history", "name": name, "of": of, "response": response, "max_length": length, "pooling": pooling}
+            for name, of, response in HISTORIES
+        ]
+
+    return change
 
 
-def _max_length(rows: int) -> Change:
-    return lambda recipe: [f.update(max_length=rows) for f in recipe["feed"]["features"] if f["kind"] == "history"]
-
-
-HISTORIES = ("clicked_creators", "clicked_posts", "liked_creators")
+HISTORIES = (
+    ("clicked_creators", "creator_id", "click"),
+    ("clicked_posts", "post_id", "click"),
+    ("liked_creators", "creator_id", "like"),
+)
 VARIANTS: dict[str, Change] = {
     WHOLE: lambda recipe: None,
     "no dot products": _model(interactions=False),
@@ -108,15 +116,19 @@ VARIANTS: dict[str, Change] = {
     "hidden 256, 128": _model(hidden=[256, 128]),
     "hidden 32": _model(hidden=[32]),
     "Adagrad from 0": _train(table_initial_gradient=0.0),
+    "dense rate 0.002": _train(dense_learning_rate=0.002),
+    "dense rate never falls": _train(dense_decay=0.0),
+    "rows begin twice as large": _model(table_init=0.1),
+    "rows shuffled": _train(order="shuffled"),
     "batch 8192": _train(batch_size=8192),
     "two epochs": _train(epochs=2),
-    "no histories": _without(*HISTORIES),
-    "short histories (5)": _max_length(5),
-    "long histories (100)": _max_length(100),
+    "short histories (5)": _histories(5),
+    "histories (20)": _histories(20),
+    "long histories (100)": _histories(100),
+    "histories (20), learned pooling": _histories(20, "learned"),
     "no hashtags": _without("hashtags"),
     "one tail row": _tails(1),
     "tails by quotient and remainder": _paired_tails,
-    "learned pooling": _learned_pooling,
     "no weights": _train(weights="none"),
     "weights of the prior shift alone": _prior_shift,
     "weights shuffled": lambda recipe: None,  # what the parquet holds is changed: _shuffled

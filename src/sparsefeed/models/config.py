@@ -25,7 +25,7 @@ class ModelConfig(Frozen):
     cross_layers: int = Field(default=2, ge=0, le=8)  # 0: no cross network, the head sees the raw input
     cross_rank: int = Field(default=32, ge=1)
     cross_residual: bool = True  # False: a cross layer does not add its input
-    table_init: float = Field(default=0.1, gt=0)  # embedding rows begin uniform in [-table_init, table_init]
+    table_init: float = Field(default=0.05, gt=0)  # embedding rows begin uniform in [-table_init, table_init]
 
 
 class Int8Limits(Frozen):
@@ -81,6 +81,7 @@ class TrainConfig(Frozen):
     table_learning_rate: float = Field(default=0.1, gt=0)  # row-wise Adagrad
     table_initial_gradient: float = Field(default=0.1, ge=0)  # times batch_size, which every row's Adagrad begins with
     warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
+    dense_decay: float = Field(default=1.0, ge=0, le=1)  # share of all steps, the last, over which the dense one falls
     cold_start: dict[Name, ColdStart] = Field(default_factory=dict)  # by table; of the others: `tail`
     weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
     order: Literal["time", "shuffled"] = "time"  # of row groups; by time the last rows, most like what comes, are last

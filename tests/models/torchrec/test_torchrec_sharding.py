@@ -30,7 +30,9 @@ from tests.models.conftest import Written
 
 MODEL = ModelConfig(hidden=(8,), cross_layers=1, cross_rank=4)
 STEPS, ROWS = 4, 1024
-WHOLE = TrainConfig(processes=1, batch_size=ROWS, epochs=STEPS, log_every=1, table_learning_rate=0.2, warmup=0.5)
+WHOLE = TrainConfig(
+    processes=1, batch_size=ROWS, epochs=STEPS, log_every=1, table_learning_rate=0.2, warmup=0.5, dense_decay=0.6
+)
 CPU = torch.device("cpu")
 Tables = dict[str, np.ndarray]
 
@@ -59,19 +61,20 @@ def reference(etl: Written, learned: FeedSpec) -> Callable[[int, bool], tuple[li
         squares = {name: torch.full((capacities[name], cut[name]), (0.1 / ROWS) ** 2) for name in cut}
         curve = []
         for step in range(STEPS):
-            share = min(1.0, (step + 1) / (WHOLE.warmup * STEPS))
+            rising = min(1.0, (step + 1) / (WHOLE.warmup * STEPS))
+            falling = min(1.0, (STEPS - step) / (WHOLE.dense_decay * STEPS))
             model.zero_grad()
             losses = sum(loss_of(model, batch) * len(batch.labels_BR) for batch in batches) / ROWS
             losses.mean().backward()
             curve.append(losses.tolist())
             for group in adam.param_groups:
-                group["lr"] = WHOLE.dense_learning_rate * share
+                group["lr"] = WHOLE.dense_learning_rate * min(rising, falling)
             adam.step()
             for name, bag in tables.embedding_bags.items():
                 gradient = bag.weight.grad.view(capacities[name], cut[name], -1)
                 squares[name] += gradient.square().mean(dim=2)
                 change = gradient / (squares[name].sqrt() + 1e-8).unsqueeze(2)
-                bag.weight.data -= WHOLE.table_learning_rate * share * change.view_as(bag.weight)
+                bag.weight.data -= WHOLE.table_learning_rate * rising * change.view_as(bag.weight)
         return curve, {name: bag.weight.detach().numpy() for name, bag in tables.embedding_bags.items()}, dense
 
     return trained

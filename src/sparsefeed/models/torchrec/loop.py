@@ -82,10 +82,8 @@ class Loop:
             self._board = SummaryWriter(str(self._job.out / "tensorboard"), purge_step=self._step + 1)
         begun, ended = time.monotonic(), self._step >= self._steps or self._is_good_enough()
         for epoch, number, batch in () if ended else self._batches():
-            share = min(1.0, (self._step + 1) / max(1.0, config.warmup * self._steps))
-            rates = config.dense_learning_rate * share, config.table_learning_rate * share
             try:
-                self._losses.append(self._trainer.step(batch, *rates))
+                self._losses.append(self._trainer.step(batch, *_rates(config, self._step, self._steps)))
             except LossError as error:
                 path, row = self._loader.locate(epoch, number, error.row)
                 raise TrainError(f"step {self._step + 1}: {path}, row {row}: {error}; {self._advice()}") from error
@@ -236,3 +234,10 @@ class Loop:
             beside = path.with_suffix(".partial")
             beside.write_text("".join(kept), "utf-8")
             beside.replace(path)
+
+
+def _rates(config: TrainConfig, step: int, steps: int) -> tuple[float, float]:
+    """Learning rates of the dense model and of the tables in step `step` of `steps`, counted from 0."""
+    rising = min(1.0, (step + 1) / max(1.0, config.warmup * steps))
+    falling = min(1.0, (steps - step) / max(1.0, config.dense_decay * steps))
+    return config.dense_learning_rate * min(rising, falling), config.table_learning_rate * rising

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
-from sparsefeed.workflows.serving.steps.readings import Reading
+from sparsefeed.workflows.serving.steps.readings import Backlog, Reading
 
 __all__ = ["FEWEST", "ScoreReference", "ScoreWindow"]
 
@@ -91,19 +91,27 @@ class ScoreWindow:
         self._slot_s, self._slots, self._clock = window_s / slots, slots, clock
         self._kept: deque[_Slot] = deque()
         self._lock = threading.Lock()  # readings are made beside the requests
+        self._backlog, self._now = Backlog(self._count), -1
 
     def add(self, scores: NDArray[np.float32]) -> None:
-        """Count the scores of one answer."""
+        """Take the scores of one answer."""
+        now = int(self._clock() / self._slot_s)
+        if now != self._now:
+            self._backlog.count()  # into the slot that they came in
+            self._now = now
+        self._backlog.add(scores)
+
+    def _count(self, scores: NDArray[np.float32]) -> None:
         counts = np.bincount(np.searchsorted(self._edges, scores, side="right"), minlength=len(self._edges) + 1)
-        total, now = float(scores.sum(dtype=np.float64)), int(self._clock() / self._slot_s)
         with self._lock:
-            if not self._kept or self._kept[-1].number != now:
-                self._kept.append(_Slot(now, np.zeros_like(counts)))
+            if not self._kept or self._kept[-1].number != self._now:
+                self._kept.append(_Slot(self._now, np.zeros_like(counts)))
             self._kept[-1].counts += counts
-            self._kept[-1].total += total
+            self._kept[-1].total += float(scores.sum(dtype=np.float64))
 
     def readings(self) -> Iterator[Reading]:
         """The window's mean and number of scores, and the index where there are enough of them."""
+        self._backlog.count()
         oldest = int(self._clock() / self._slot_s) - self._slots
         counts, total = np.zeros(len(self._edges) + 1, np.int64), 0.0
         with self._lock:

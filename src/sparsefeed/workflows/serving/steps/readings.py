@@ -6,12 +6,16 @@ once a second.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["FAMILIES", "SECONDS", "Meter", "Reading"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FAMILIES", "SECONDS", "Backlog", "Meter", "Reading"]
 
 # name -> (kind, what it is). Counters only grow while the process lives; gauges are of now.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -27,6 +31,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "sparsefeed_score_reference_mean": ("gauge", "Mean score of the held-out rows"),
 }
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # upper bounds of the buckets
+_MANY = 256  # answers
 
 
 class Reading(NamedTuple):
@@ -35,6 +40,38 @@ class Reading(NamedTuple):
     name: str
     value: float
     labels: tuple[tuple[str, str], ...] = ()
+
+
+class Backlog:
+    """Arrays of answers that are counted together: when somebody reads, or when there are many.
+
+    In a process that has just woken up, the few numpy calls of a count took 50 us of a request.
+
+    Args:
+        count: Takes all of them as one; never called by two threads at a time.
+    """
+
+    def __init__(self, count: Callable[[NDArray[Any]], None]) -> None:
+        self._count_all = count
+        self._waiting: list[NDArray[Any]] = []
+        self._lock = threading.Lock()  # readings are made beside the requests
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take those of one answer; they must not change any more."""
+        with self._lock:
+            self._waiting.append(values)
+            if len(self._waiting) == _MANY:
+                self._count()
+
+    def count(self) -> None:
+        """Count what is waiting."""
+        with self._lock:
+            self._count()
+
+    def _count(self) -> None:
+        if self._waiting:
+            together, self._waiting = np.concatenate(self._waiting), []
+            self._count_all(together)
 
 
 class Meter:

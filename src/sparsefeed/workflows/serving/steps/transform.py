@@ -24,7 +24,7 @@ from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.workflows.serving.request import UNKNOWN_BITS
 from sparsefeed.workflows.serving.steps.limits import Limits
 from sparsefeed.workflows.serving.steps.overrides import NOTHING, Overrides, OverrideSchema
-from sparsefeed.workflows.serving.steps.readings import Reading
+from sparsefeed.workflows.serving.steps.readings import Backlog, Reading
 from sparsefeed.workflows.serving.steps.state import SideState
 from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
 
@@ -61,6 +61,7 @@ class TransformStep(Step[RankRequest]):
         self._max_candidates = max_candidates
         self._limits = limits
         self._unknown_counts = np.zeros(1 + sum(UNKNOWN_BITS.values()), np.int64)  # posts by their bits
+        self._backlog = Backlog(self._count)
         self._schema = OverrideSchema(plan)
         self._name = np.array([bundle.encode()], object)
         self._is_paired = any(table.paired_rows for table in plan.tables)
@@ -105,11 +106,15 @@ class TransformStep(Step[RankRequest]):
         return RankRequest(member[0], posts, self._schema.parse(text, set(posts)) if text else NOTHING)
 
     def observe(self, answer: Tensors) -> None:
-        """Count candidates by what was unknown of them."""
-        self._unknown_counts += np.bincount(answer["unknown"], minlength=len(self._unknown_counts))
+        """Take what was unknown of the candidates."""
+        self._backlog.add(answer["unknown"])
+
+    def _count(self, unknown: NDArray[np.int32]) -> None:
+        self._unknown_counts += np.bincount(unknown, minlength=len(self._unknown_counts))
 
     def readings(self) -> Iterator[Reading]:
         """Candidates, and by kind how many were unknown."""
+        self._backlog.count()
         counts, bits = self._unknown_counts.copy(), np.arange(len(self._unknown_counts))
         yield Reading("sparsefeed_candidates_total", int(counts.sum()))
         for kind, bit in UNKNOWN_BITS.items():

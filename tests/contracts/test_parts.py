@@ -229,6 +229,8 @@ def test_6_a_part_is_left_as_it_is_and_the_day_has_what_came_later(folder: Path,
     for moment in MOMENTS:
         shutil.rmtree(part(days, moment))
     assert days.add(spec(), root, DAY, CONFIG) == whole  # needs them no more
+    with pytest.raises(DataError, match=r"has the ids of a part of its day that is no longer in .*; put that back"):
+        days.by_ids(days.up_to(DAY))
 
 
 @pytest.mark.parametrize("text", ["2026-11-05", "noon", "2026-11-05T12:00:00.5", "20261105", "2026-11-05T25:00", ""])

@@ -89,12 +89,19 @@ class AddedDays:
         """The same results with the parts of the last one's day before it, as far as it has their ids.
 
         Each goes on from the ids of the one before it.
+
+        Raises:
+            DataError: one of these parts is gone.
         """
         before, last = results[:-1], results[-1]
         parts = {part.summary["fingerprint"]: part for part in self.parts(before[-1])}
         found = [last]
         while part := parts.get(found[0].summary.get("ids_from", "")):
             found.insert(0, part)
+        if "ids_from" in found[0].summary:
+            raise DataError(
+                f"{last.folder}: has the ids of a part of its day that is no longer in {self.folder}; put that back"
+            )
         return [*before, *found]
 
     def outdated(self) -> list[Path]:

@@ -83,6 +83,7 @@ class ReadImpressions:
             repeats and sampling lies in host memory.
         sample: whether to leave rows out as the spec's `sampling` says.
         engaged: sessions to keep then; None: all.
+        until_ms: rows of that moment and later are left out; None: none is.
     """
 
     spec: FeedSpec
@@ -92,17 +93,28 @@ class ReadImpressions:
     cudf: bool = False
     sample: bool = False
     engaged: EngagedSessions | None = None
+    until_ms: int | None = None
 
     @classmethod
-    def prepare(cls, spec: FeedSpec, logs: LogFolder, rows: int, scratch: Path, cudf: bool = False) -> ReadImpressions:
+    def prepare(
+        cls,
+        spec: FeedSpec,
+        logs: LogFolder,
+        rows: int,
+        scratch: Path,
+        cudf: bool = False,
+        until_ms: int | None = None,
+    ) -> ReadImpressions:
         """Find repeated rows and index the actions, on the cluster; what readers need of it stays in `scratch`."""
         scratch.mkdir(parents=True, exist_ok=True)
-        repeats = Repeats.find(logs.partitions(rows), spec.logs.impression, scratch, scratch / "repeats.npy")
+        before = None if until_ms is None else (spec.logs.time, until_ms)
+        path = scratch / "repeats.npy"
+        repeats = Repeats.find(logs.partitions(rows), spec.logs.impression, scratch, path, before)
         index = None
         if spec.logs.actions:
             names = [response.name for response in spec.responses if response.column is None]
             index = ActionIndex.build(logs.action_partitions(rows), spec.logs.actions, names, scratch / "actions")
-        return cls(spec, columns_of(spec), repeats, index, cudf)
+        return cls(spec, columns_of(spec), repeats, index, cudf, until_ms=until_ms)
 
     def sampling(self, partitions: Sequence[Partition], scratch: Path) -> ReadImpressions:
         """A reader of the rows that the spec's sampling keeps of these partitions; this one where it keeps all."""
@@ -162,6 +174,8 @@ class ReadImpressions:
             first = np.ones(partition.num_rows, np.bool_)
             first[dropped] = False
             columns = _filtered(columns, first)
+        if self.until_ms is not None:
+            columns = _filtered(columns, columns[TIME] < self.until_ms)
         joined = self.actions.first_times(partition.day, columns[_KEYS]) if self.actions and self.joins else {}
         return self._frame(columns, joined)
 
@@ -243,7 +257,7 @@ class ReadImpressions:
         """Columns of the file that the frame's need."""
         logs, sessions, asked = self.spec.logs, self.spec.sessions, set(self.columns)
         needs: dict[str | None, bool] = {f.name: f.name in asked for f in self.spec.of_kind("id", "ids", "dense")}
-        needs[logs.time] = TIME in asked or self.joins
+        needs[logs.time] = TIME in asked or self.joins or self.until_ms is not None
         for response in self.spec.responses:
             if response.column:
                 timed = event_time(response.name) in asked

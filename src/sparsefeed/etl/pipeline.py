@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 from sparsefeed.errors import BadFileError, DataError, DataWarning
 from sparsefeed.etl.cluster import open_cluster, use_gpu
 from sparsefeed.etl.config import EtlConfig
+from sparsefeed.etl.day_part import DayPart
 from sparsefeed.etl.hugectr_view import HugectrView, check_sayable
 from sparsefeed.etl.impressions import ReadImpressions
 from sparsefeed.etl.logs import LogFolder, Partition
+from sparsefeed.etl.moment import Moment
 from sparsefeed.etl.result import FORMAT, Result, emptied, finished, publish
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.etl.stored_file import StoredFile, is_remote
@@ -48,13 +50,17 @@ _GROUPS_OF_A_DAY = 16  # row groups, about: the last of them can be held out of 
 Write = Callable[[FeedWorkflow, ReadImpressions, Sequence[Partition], Path, HugectrView | None], int]
 
 
-def _fingerprint(spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: str | None) -> str:
+def _fingerprint(
+    spec: FeedSpec, config: EtlConfig, logs: LogFolder, previous: str | None, until: Moment | None, ids_from: str | None
+) -> str:
     """Digest of all that the result depends on: the spec, the split, every log file's identity, what came before."""
     files = [
         (f.path.removeprefix(f"{logs.root}/"), f.stored.size, f.stored.mark) for f in (*logs.impressions, *logs.actions)
     ]
     written = config.model_dump(mode="json", exclude={"cluster", "view"})  # ids are the same in any view
-    text = json.dumps([FORMAT, spec.dump(), written, files, previous])
+    part = {"until": str(until) if until else None, "ids_from": ids_from}
+    more = [part] if until or ids_from else []
+    text = json.dumps([FORMAT, spec.dump(), written, files, previous, *more])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -65,6 +71,9 @@ def run(
     config: EtlConfig | None = None,
     progress: Progress = silent,
     previous: Result | None = None,
+    *,
+    until: Moment | None = None,
+    ids_from: Result | None = None,
 ) -> dict[str, Any]:
     """Logs -> `out` (docs/contracts/training.md); returns the content of etl.json.
 
@@ -78,6 +87,8 @@ def run(
         config: how to run.
         progress: told of every step.
         previous: result to which the days that `config` asks for are added, none held out; it is only read.
+        until: add the rows before that moment alone.
+        ids_from: a part of the same day, whose ids keep their rows; only read.
     """
     config = config or EtlConfig()
     if config.view == "hugectr":
@@ -90,31 +101,39 @@ def run(
     skipped = Skipped.of(summary.get("skipped", []), config.on_bad_file == "skip")
     logs = skipped.open(logs_root, spec, config)
     same_view = summary.get("view", "torchrec") == config.view
-    if same_view and summary.get("fingerprint") == _fingerprint(spec, config, logs, before):
+    # By the ids that it went on from: a day that is whole stays when the part before it is gone.
+    same = _fingerprint(spec, config, logs, before, until, summary.get("ids_from"))
+    if same_view and summary.get("fingerprint") == same:
         progress(4, 4, "nothing to do: made from the same spec and logs")
         return summary
+
+    parent, part = (result.folder if result else None for result in (previous, ids_from))
 
     def make(folder: Path) -> dict[str, Any]:
         opened = logs
         while True:
             try:
-                made = _make(spec, opened, folder, config, progress, previous.folder if previous else None)
+                made = _make(spec, opened, folder, config, progress, parent, part, until)
                 break
             except BadFileError as error:  # found in the middle: what it gave so far must not stay
                 skipped.add(error)
                 opened = skipped.open(logs_root, spec, config)
                 emptied(folder)
-        if previous:
+        if previous and not until:
             made["warnings"] += _late(spec, opened)
         made["skipped"] = skipped.files
         made["warnings"] = [*skipped.warnings(), *made["warnings"]]
-        fingerprint = _fingerprint(spec, config, opened, before)
-        if previous:
-            previous.must_be_unchanged()
+        ids = ids_from.summary["fingerprint"] if ids_from else None
+        fingerprint = _fingerprint(spec, config, opened, before, until, ids)
+        for result in (previous, ids_from):
+            if result:
+                result.must_be_unchanged()
         return {
             "format": FORMAT,
             "fingerprint": fingerprint,
             "previous": before,
+            **({"ids_from": ids} if ids else {}),
+            **({"until": str(until)} if until else {}),
             "logs": _absolute(opened.root),
             **made,
         }
@@ -215,7 +234,14 @@ def _absolute(root: str) -> str:
 
 
 def _make(
-    spec: FeedSpec, logs: LogFolder, folder: Path, config: EtlConfig, progress: Progress, previous: Path | None
+    spec: FeedSpec,
+    logs: LogFolder,
+    folder: Path,
+    config: EtlConfig,
+    progress: Progress,
+    previous: Path | None,
+    ids_from: Path | None,
+    until: Moment | None,
 ) -> dict[str, Any]:
     """Read the logs and make a result on the cluster; what etl.json says of it."""
     started = time.perf_counter()
@@ -224,9 +250,14 @@ def _make(
         warnings.simplefilter("ignore")  # of Dask and Merlin
         progress(0, 4, "looking for repeated impressions, indexing the actions")
         rows = rows_of_partitions(logs, config)
-        read = ReadImpressions.prepare(spec, logs, rows, folder / "scratch", use_gpu(config.cluster))
+        partitions, num_rows = logs.partitions(rows), sum(file.num_rows for file in logs.impressions)
+        if until:
+            part = DayPart.find(partitions, spec.logs.time, until, logs.root)
+            partitions, num_rows = part.partitions, part.num_rows
+        gpu, until_ms = use_gpu(config.cluster), until.ms if until else None
+        read = ReadImpressions.prepare(spec, logs, rows, folder / "scratch", gpu, until_ms)
 
-        num_rows, group_rows = sum(file.num_rows for file in logs.impressions), config.row_group_rows
+        group_rows = config.row_group_rows
         if previous:
             group_rows = min(group_rows, -(-num_rows // _GROUPS_OF_A_DAY))
 
@@ -243,8 +274,8 @@ def _make(
 
         assert read.repeats is not None
         notes = repeats_note(spec, read.repeats.count(), num_rows)
-        partitions = logs.partitions(rows)
-        made = fit_and_write(spec, read, partitions, logs.text_impressions, write, folder, config, progress, previous)
+        text = logs.text_impressions
+        made = fit_and_write(spec, read, partitions, text, write, folder, config, progress, previous, ids_from)
     return {**made, "warnings": [*made["warnings"], *notes], "seconds": round(time.perf_counter() - started, 2)}
 
 
@@ -279,6 +310,7 @@ def fit_and_write(
     config: EtlConfig,
     progress: Progress,
     previous: Path | None = None,
+    ids_from: Path | None = None,
 ) -> dict[str, Any]:
     """Fit on the training days and write all, wherever the rows are read: a result but etl.json, whose content it is.
 
@@ -293,13 +325,14 @@ def fit_and_write(
         config: the split and the sizes.
         progress: is told the steps.
         previous: result to which the days are added; None: all is fitted.
+        ids_from: a part of the same day, whose ids keep their rows; None: there is none.
     """
     before, train_days, eval_days = split_days(sorted({p.day for p in partitions}), config, "logs")
     parts = {
         name: [p for p in partitions if p.day in days]
         for name, days in (("fit", [*before, *train_days]), ("train", train_days), ("eval", eval_days))
     }
-    feed = FeedWorkflow(spec, folder, previous)
+    feed = FeedWorkflow(spec, folder, previous, ids_from)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         progress(1, 4, f"fitting ids, statistics, weights and histories on {len(before) + len(train_days)} days")

@@ -20,7 +20,7 @@ from sparsefeed.etl.cluster import compute
 from sparsefeed.etl.columns import KEY
 from sparsefeed.etl.ids.key_order import order_of
 from sparsefeed.etl.logs import Partition
-from sparsefeed.etl.parquet import event_keys, no_nulls, read_pieces
+from sparsefeed.etl.parquet import event_keys, milliseconds, no_nulls, read_pieces
 from sparsefeed.etl.runs import Runs
 
 __all__ = ["Repeats"]
@@ -40,10 +40,25 @@ class Repeats:
     path: Path
 
     @classmethod
-    def find(cls, partitions: Sequence[Partition], impression: str, scratch: Path, path: Path) -> Repeats:
-        """Look through all partitions, day by day; `scratch` is used and removed."""
+    def find(
+        cls,
+        partitions: Sequence[Partition],
+        impression: str,
+        scratch: Path,
+        path: Path,
+        before: tuple[str, int] | None = None,
+    ) -> Repeats:
+        """Look through all partitions, day by day; `scratch` is used and removed.
+
+        Args:
+            partitions: to be looked through.
+            impression: column of the ids.
+            scratch: for runs.
+            path: of the result.
+            before: column of the time, and the moment in ms from which on rows are not looked at; None: all are.
+        """
         runs = {p.day: Runs(scratch / f"repeats-{p.day}") for p in partitions}
-        compute([partial(_note, p, impression, runs[p.day]) for p in partitions])
+        compute([partial(_note, p, impression, before, runs[p.day]) for p in partitions])
         num_runs = Counter(p.day for p in partitions)
         found = compute([partial(_repeated, runs[day], num_runs[day]) for day in sorted(runs)])
         for some in runs.values():
@@ -62,11 +77,15 @@ class Repeats:
         return len(np.load(self.path, mmap_mode="r"))
 
 
-def _note(partition: Partition, impression: str, runs: Runs) -> int:
+def _note(partition: Partition, impression: str, before: tuple[str, int] | None, runs: Runs) -> int:
     """Write the keys of a partition's impressions, and their places."""
-    tables = read_pieces(partition.pieces, [impression], [])
+    tables = list(read_pieces(partition.pieces, [impression, *([before[0]] if before else [])], []))
     keys = np.concatenate([no_nulls(piece, impression, event_keys, table) for piece, table in tables])
     order = order_of(keys[:, 0])
+    if before:
+        time, until_ms = before
+        moments = np.concatenate([no_nulls(piece, time, milliseconds, table) for piece, table in tables])
+        order = order[moments[order] < until_ms]
     places = (np.int64(partition.number) << _SHIFT) + order
     return runs.write(partition.number, pa.table({KEY: keys[order, 0], "check": keys[order, 1], "place": places}))
 

@@ -37,8 +37,13 @@ class Result:
 
     @property
     def last_day(self) -> date:
-        """The last day that it was fitted on."""
+        """The last day that it was fitted on, or a part of it was."""
         return date.fromisoformat(self.summary["train_days"][-1])
+
+    @property
+    def name(self) -> str:
+        """The last day, or the moment until which a part of it goes."""
+        return str(self.summary.get("until") or self.last_day)
 
     def must_be_unchanged(self) -> None:
         """DataError where another result has taken its place."""

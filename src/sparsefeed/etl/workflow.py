@@ -100,16 +100,18 @@ class FeedWorkflow:
         spec: the declaration.
         folder: where fitted artefacts go.
         previous: result to which a day is added: its maps and tables grow, its statistics hold; None: all is fitted.
+        ids_from: a part of that day, whose maps grow instead; None: there is none.
     """
 
     spec: FeedSpec
     folder: Path
     previous: Path | None = None
+    ids_from: Path | None = None
     evaluates: bool = field(default=False, init=False)  # see `evaluating`
 
     def __post_init__(self) -> None:
         spec = self.spec
-        self.map_ids = MapIds(spec, self.folder, self.previous)
+        self.map_ids = MapIds(spec, self.folder, self.previous, self.ids_from)
         self.history = History(spec, self.map_ids, self.folder, self.previous)
         self.ips = Ips(spec, self.folder, self.previous) if spec.weighted else None
         self.standardise = Standardise(spec, _scales(self.previous) if self.previous else None)
@@ -127,6 +129,7 @@ class FeedWorkflow:
         # Midnight, UTC, before the last day: folders may be of days elsewhere.
         last = max(partition.day for partition in partitions)
         self.history.from_ms = int(datetime(last.year, last.month, last.day, tzinfo=timezone.utc).timestamp() * 1000)
+        self.history.until_ms = read.until_ms
         unfitted = [operator for operator in self.operators if not operator.fitted]
         fit_workflow(self.workflow, unfitted, self.spec, read, partitions, text_impressions)
 

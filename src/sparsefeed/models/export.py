@@ -165,6 +165,8 @@ def export_delta(
     manifest = parent.manifest.model_copy(
         update={"id": new_id, "created": _created(checkpoint), "code_version": __version__, "step": said.step}
     )
+    # The model that a part of a day gave is not gone on from.
+    whole = [day for day in parent.manifest.trained_days if "T" not in day]
     if out.exists():
         delta = verify_delta(out, progress)
         if delta.manifest.id == new_id:
@@ -180,7 +182,7 @@ def export_delta(
             shutil.copyfile(day / "ips.parquet", folder / "ips.parquet")
         told = {**_scores_of(parent), **(metrics or {})}
         (folder / "metrics.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", "utf-8")
-        added = f"refreshed with {', '.join(etl['train_days'])}, {etl['num_train_rows']:,} impressions"
+        added = f"refreshed with {etl.get('until') or etl['train_days'][-1]}, {etl['num_train_rows']:,} impressions"
         how = f"The model of bundle {parent.id}, {added}; calibrated as that one is."
         (folder / "MODEL_CARD.md").write_text(_model_card(spec, manifest, how, etl, {}), "utf-8")
 
@@ -192,7 +194,7 @@ def export_delta(
         step=manifest.step,
         created=manifest.created,
         code_version=manifest.code_version,
-        trained_days=(*parent.manifest.trained_days, *etl["train_days"]),
+        trained_days=(*whole, etl.get("until") or etl["train_days"][-1]),
         rows=rows,
         ids=ids,
         build=build,

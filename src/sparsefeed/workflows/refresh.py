@@ -1,4 +1,4 @@
-"""Refresh: a day of logs -> new ids, rows and weights -> a delta -> a new version of what serves.
+"""Refresh: a day of logs, or a part of it -> new ids, rows and weights -> a delta -> a new version of what serves.
 
 Every step finds its own work done and leaves it, so a call that was cut off is simply repeated. Nothing here touches a
 server: `sparsefeed publish` takes the version into service.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefeed.errors import BundleError, ReleaseError
+from sparsefeed.etl.moment import Moment
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.stages import add_day, days_up_to, read_etl, train_day, training_of, write_json
@@ -23,7 +24,7 @@ __all__ = ["Refreshed", "refresh"]
 
 @dataclass(frozen=True)
 class Refreshed:
-    """A day that became a version.
+    """A day, or a part of one, that became a version.
 
     Attributes:
         bundle: the new version's id.
@@ -41,13 +42,16 @@ class Refreshed:
 def refresh(
     recipe: Recipe,
     workspace: Workspace,
-    day: date,
+    day: date | Moment,
     logs: Path | str | None = None,
     *,
     force: bool = False,
     progress: Progress = silent,
 ) -> Refreshed:
-    """Make the next version from a day of logs; `current` becomes it.
+    """Make the next version from a day of logs, or from what it has before a moment; `current` becomes it.
+
+    Either begins with the model of the day before; a version that a part of the day became is what the next one is a
+    delta of, and no more.
 
     The day's training leaves `release.gate.held_out_rows` rows out, by whose random sessions the new model is compared
     with the one of `current`.
@@ -55,16 +59,17 @@ def refresh(
     Args:
         recipe: of the workspace.
         workspace: with a base that was exported, and every day before this one refreshed.
-        day: the next day of the logs.
+        day: the next day of the logs, or a moment in it.
         logs: default: the workspace's.
         force: make the version although the gate is shut.
         progress: told of every step.
 
     Raises:
         DataError: the day is not the next one, or cannot be meant.
-        BundleError: no version of the model that the day goes on from.
+        BundleError: no version of the model of the day before.
         ReleaseError: the gate is shut: the new model is worse than the one of `current`. Nothing was published.
     """
+    from sparsefeed.etl.days import AddedDays
     from sparsefeed.models.bundle import open_version, set_current
     from sparsefeed.models.calibration import Calibration
     from sparsefeed.models.config import Validation
@@ -75,14 +80,15 @@ def refresh(
 
     gate = recipe.release.gate
     add_day(recipe, workspace, day, logs, progress)
-    results = days_up_to(workspace, day)
-    parent = _version_of(recipe, workspace, results[:-1])
+    # Each has the ids of the one before it and more: parts of the day lie between it and the day before.
+    results = AddedDays(workspace.etl, workspace.etl_days).by_ids(days_up_to(workspace, day))
+    parent, before = _parent(recipe, workspace, results[:-1])
     held_out = recipe.train.validation or Validation(rows=gate.held_out_rows)
     trained = recipe.model_copy(update={"train": recipe.train.model_copy(update={"validation": held_out})})
-    checkpoint = train_day(trained, workspace, day, progress=progress).checkpoint
+    checkpoint = train_day(trained, workspace, day, progress=progress, changed_from=before).checkpoint
     progress(0, 1, "comparing with what is current")
     spec, _ = read_etl(recipe, workspace)
-    running, start = _running(recipe, workspace, results)
+    running, start = _running(recipe, workspace, results, len(before) - 1)
     found = compare(
         spec,
         Scorer(spec, checkpoint),
@@ -92,7 +98,7 @@ def refresh(
         held_out.rows,
         gate.confidence,
     )
-    write_json(workspace.evaluation_day(day).with_suffix(".gate.json"), asdict(found))
+    write_json(workspace.evaluation_day(results[-1].name).with_suffix(".gate.json"), asdict(found))
     if (worse := found.worse(gate.tolerance)) and not force:
         said = "; ".join(
             f"{name}: log loss {one.candidate:.5f}, of current {one.running:.5f}, more by {one.increase_at_least:.5f} "
@@ -110,7 +116,7 @@ def refresh(
         results[-1].folder,
         training / "changes",
         parent,
-        workspace.deltas / str(day),
+        workspace.deltas / results[-1].name,
         metrics=metrics,
         progress=progress,
     )
@@ -119,35 +125,38 @@ def refresh(
     return Refreshed(open_version(workspace.bundles, bundle).id, parent.id, delta.path, found)
 
 
-def _version_of(recipe: Recipe, workspace: Workspace, results: Sequence[Any]) -> Any:
-    """The version that serves the model trained on the last of these results."""
+def _parent(recipe: Recipe, workspace: Workspace, results: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """The version of the last of these results that became one, the last whole day at the latest, and those up to it.
+
+    A part whose refresh did not come to its end, or whose gate was shut, is none.
+    """
     from sparsefeed.models.bundle import open_version, read_current, versions
     from sparsefeed.models.torchrec.checkpoint import Checkpoint, finished
 
     checkpoint = finished(training_of(workspace, recipe.train.weights, results))
     step = Checkpoint.read(checkpoint).step if checkpoint else -1
-    last = str(results[-1].last_day)
+    last = results[-1].name
     there = [open_version(workspace.bundles, id) for id in versions(workspace.bundles)]
     found = [one for one in there if (one.manifest.trained_days[-1], one.manifest.step) == (last, step)]
+    if not found and "until" in results[-1].summary:
+        return _parent(recipe, workspace, results[:-1])
     if not found:
         command = "sparsefeed export" if len(results) == 1 else f"sparsefeed refresh --day {last}"
         raise BundleError(f"{workspace.bundles}: no version of the model of {last}; run `{command}` first")
     current = read_current(workspace.bundles)
-    return next((one for one in found if one.id == current), found[-1])
+    return next((one for one in found if one.id == current), found[-1]), results
 
 
-def _running(recipe: Recipe, workspace: Workspace, results: Sequence[Any]) -> tuple[Path, int]:
-    """The model of `current`, and the place of its result among these."""
+def _running(recipe: Recipe, workspace: Workspace, results: Sequence[Any], parent: int) -> tuple[Path, int]:
+    """The model of `current`, or where that is none of those before the last that of the parent, and its place."""
     from sparsefeed.models.bundle import open_version
     from sparsefeed.models.torchrec.checkpoint import finished
 
     current = open_version(workspace.bundles, None)
-    days = [str(result.last_day) for result in results]
+    days = [result.name for result in results[:-1]]
     last = current.manifest.trained_days[-1]
-    if last not in days[:-1]:
-        # Refreshed before: the call is repeated, and the day is compared with the one before it.
-        last = days[-2]
-    start = days.index(last)
+    # Not there: refreshed before, the call is repeated, and the day is compared with what it was then.
+    start = days.index(last) if last in days else parent
     checkpoint = finished(training_of(workspace, recipe.train.weights, results[: start + 1]))
     assert checkpoint is not None, "train_day has found all of them"
     return checkpoint, start

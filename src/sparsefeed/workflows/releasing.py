@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsefeed.errors import ReleaseError
+from sparsefeed.etl.moment import Moment
 from sparsefeed.workflows.console import console, stage
 from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName, Root
 from sparsefeed.workflows.show import show_judgement
@@ -69,7 +70,11 @@ def publish(
 
 
 def refresh(
-    day: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="The next day of the logs.")],
+    day: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The next day of the logs.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="TIMESTAMP", help="Only what it has before a moment, as 2026-11-09T12:00:00; UTC."),
+    ] = None,
     recipe: RecipeName = TINY,
     workspace: Root = ARTIFACTS,
     logs: LogsFolder = None,
@@ -78,11 +83,14 @@ def refresh(
     publish_it: Annotated[bool, typer.Option("--publish", help="Into running servers, when it is made.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Although it is worse than what is current.")] = False,
 ) -> None:
-    """Make the next version from a day of logs: ids, training, gate, delta."""
+    """Make the next version from a day of logs, or from a part of it: ids, training, gate, delta."""
     from sparsefeed.workflows.refresh import refresh as refresh_day
 
+    if (day is None) == (until is None):
+        raise typer.BadParameter("say what to refresh with: --day, or --until", param_hint="refresh")
+    of = day.date() if day else Moment.parse(until or "")
     with stage("refresh") as progress:
-        made = refresh_day(_load(recipe), Workspace(workspace), day.date(), logs, force=force, progress=progress)
+        made = refresh_day(_load(recipe), Workspace(workspace), of, logs, force=force, progress=progress)
     size = sum(path.stat().st_size for path in made.delta.rglob("*") if path.is_file())
     console.print(f"bundle {made.bundle}, from {made.parent} by a delta of {size:,} bytes in {made.delta}")
     for name, one in made.gate.responses.items():
@@ -90,7 +98,7 @@ def refresh(
             f"{name}: log loss {one.candidate:.5f} on {made.gate.num_rows:,} held out, before {one.running:.5f}"
         )
     if publish_it:
-        publish(made.bundle, recipe, workspace, servers, wave, f"refreshed with {day.date()}")
+        publish(made.bundle, recipe, workspace, servers, wave, f"refreshed with {of}")
 
 
 def loop(

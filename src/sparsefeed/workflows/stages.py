@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsefeed.errors import DataError, SpecError, TrainError
+from sparsefeed.etl.moment import Moment
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.lock import only_writer
 from sparsefeed.progress import Progress, silent
@@ -80,13 +81,19 @@ def prepare(
 
 
 def add_day(
-    recipe: Recipe, workspace: Workspace, day: date, logs: Path | str | None = None, progress: Progress = silent
+    recipe: Recipe,
+    workspace: Workspace,
+    day: date | Moment,
+    logs: Path | str | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Add a day of logs to the workspace's ETL; the content of the day's etl.json."""
+    """Add a day of logs to the workspace's ETL, or its part before a moment; the content of its etl.json."""
     from sparsefeed.etl.days import AddedDays
 
-    days = AddedDays(workspace.etl, workspace.etl_days)
-    return days.add(recipe.feed, logs or workspace.logs, day, recipe.etl, progress)
+    days, where = AddedDays(workspace.etl, workspace.etl_days), logs or workspace.logs
+    if isinstance(day, Moment):
+        return days.add_part(recipe.feed, where, day, recipe.etl, progress)
+    return days.add(recipe.feed, where, day, recipe.etl, progress)
 
 
 def explain_etl(recipe: Recipe, workspace: Workspace, logs: Path | str | None = None) -> Any:
@@ -125,12 +132,17 @@ def train_model(
 
 
 def train_day(
-    recipe: Recipe, workspace: Workspace, day: date, weights: Weights | None = None, progress: Progress = silent
+    recipe: Recipe,
+    workspace: Workspace,
+    day: date | Moment,
+    weights: Weights | None = None,
+    progress: Progress = silent,
+    changed_from: Sequence[Any] = (),
 ) -> Any:
-    """Train a day that was added to the ETL, from the model of the day before; a TrainResult.
+    """Train a day that was added to the ETL, or a part of it, from the model of the day before; a TrainResult.
 
-    Leaves a checkpoint in the workspace's `training_day`, and in `changes/` beside it what the day changed: rows and
-    ids, as a delta holds them (docs/contracts/delta.md).
+    Leaves a checkpoint in the workspace's `training_day`, and in `changes/` beside it what changed since the model of
+    the day before, or that of the last of other results: rows and ids, as a delta holds them (docs/contracts/delta.md).
     """
     from sparsefeed.models.changes import id_changes, row_changes
     from sparsefeed.models.delta import write_changes
@@ -141,41 +153,36 @@ def train_day(
     spec, _ = read_etl(recipe, workspace)
     config = recipe.train if weights is None else recipe.train.model_copy(update={"weights": weights})
     results = days_up_to(workspace, day)
+    compared = list(changed_from) or results[:-1]
     added, previous = results[-1].folder, results[-2].folder
     before = training_of(workspace, config.weights, results[:-1])
     _must_be_in_a_row(workspace, config.weights, [result.last_day for result in results[1:-1]])
-    start_from = finished(before)
+    start_from, last = finished(before), finished(training_of(workspace, config.weights, compared))
     assert start_from is not None
-    out = workspace.training_day(config.weights, day)
+    assert last is not None
+    out = workspace.training_day(config.weights, results[-1].name)
     with _alone(out, results[-1].summary["fingerprint"], identity(start_from)):
         result = train(
             spec, recipe.model, config, added, out, progress, resume=True, start_from=start_from, previous=previous
         )
-        rows = row_changes(load_tables(start_from), load_tables(result.checkpoint), num_rows(spec, added))
+        rows = row_changes(load_tables(last), load_tables(result.checkpoint), num_rows(spec, added))
         shutil.rmtree(out / "changes", ignore_errors=True)
-        write_changes(out / "changes", rows, id_changes(spec, added, previous))
+        write_changes(out / "changes", rows, id_changes(spec, added, compared[-1].folder))
         return result
 
 
-def days_up_to(workspace: Workspace, day: date) -> list[Any]:
-    """The base and the days that were added, up to this one; DataError where it was not."""
+def days_up_to(workspace: Workspace, day: date | Moment) -> list[Any]:
+    """The base and the days that were added, up to this one, or to this part of one; DataError where it was not."""
     from sparsefeed.etl.days import AddedDays
 
-    results = AddedDays(workspace.etl, workspace.etl_days).chain()
-    number = next((i for i, result in enumerate(results) if i and result.last_day == day), None)
-    if number is None:
-        there = ", ".join(str(result.last_day) for result in results[1:]) or "none"
-        raise DataError(
-            f"{workspace.etl_days}: day {day} was not added; there: {there}; run `sparsefeed etl --day {day}`"
-        )
-    return results[: number + 1]
+    return AddedDays(workspace.etl, workspace.etl_days).up_to(day)
 
 
 def training_of(workspace: Workspace, weights: Weights, results: Sequence[Any]) -> Path:
     """Where the model of a base, or of it and days added to it, is trained."""
     if len(results) == 1:
         return workspace.training(weights)
-    return workspace.training_day(weights, results[-1].last_day)
+    return workspace.training_day(weights, results[-1].name)
 
 
 def _must_be_in_a_row(workspace: Workspace, weights: Weights, days: Sequence[date]) -> None:
@@ -184,7 +191,7 @@ def _must_be_in_a_row(workspace: Workspace, weights: Weights, days: Sequence[dat
 
     start = ""
     for day in (None, *days):
-        folder = workspace.training_day(weights, day) if day else workspace.training(weights)
+        folder = workspace.training_day(weights, str(day)) if day else workspace.training(weights)
         option, checkpoint = f" --day {day}" if day else "", finished(folder)
         if checkpoint is None:
             raise TrainError(f"{folder}: no finished model to go on from; run `sparsefeed train{option}` first")
@@ -271,7 +278,7 @@ def evaluate_day(
     truth = Path(etl["logs"]) / "truth"
     result = evaluate.evaluate_day(spec, models, truth if truth.exists() else None, progress)
     result |= {"day": str(day), "trained_to": str(results[-2].last_day)}
-    write_json(workspace.evaluation_day(day), result)
+    write_json(workspace.evaluation_day(str(day)), result)
     return result
 
 

@@ -34,8 +34,8 @@ class Workspace:
         """Checkpoints and learning curve of a training run, by its weights ("ips" or "none")."""
         return self.root / "training" / weights
 
-    def training_day(self, weights: str, day: date) -> Path:
-        """What training a day that was added to the ETL left: like `training`, and `changes/`."""
+    def training_day(self, weights: str, day: date | str) -> Path:
+        """What training a day that was added to the ETL left, or a part of it: like `training`, and `changes/`."""
         return self.root / "training-days" / weights / str(day)
 
     @property
@@ -43,7 +43,7 @@ class Workspace:
         """Quality of the models, as JSON."""
         return self.root / "evaluation.json"
 
-    def evaluation_day(self, day: date) -> Path:
+    def evaluation_day(self, day: date | str) -> Path:
         """Quality, on a day that was added, of the models of the days before it; as JSON."""
         return self.root / "evaluation-days" / f"{day}.json"
 

@@ -198,6 +198,7 @@ class History(Statistic):
 
     Attributes:
         from_ms: no row of a later day is earlier; 0 keeps all events for later days.
+        until_ms: the snapshot holds nothing that happened then or later; None: it holds all.
     """
 
     def __init__(self, spec: FeedSpec, map_ids: MapIds, folder: Path, previous: Path | None = None) -> None:
@@ -211,6 +212,7 @@ class History(Statistic):
         self.kept, self.previous = _kept(kinds, folder), _kept(kinds, previous) if previous else None
         self.earliest_as_of_ms = Snapshot.load(previous / "snapshot").as_of_ms if previous else 0
         self.from_ms = 0
+        self.until_ms: int | None = None
         self.state_runs = {side: Runs(folder / "runs" / f"state-{side}") for side in ("member", "post")}
 
     @property
@@ -278,8 +280,9 @@ class History(Statistic):
         write_header(self.folder / "snapshot", self._as_of(end_ms), self.spec.key_seed, self.spec.digest, sides)
 
     def _as_of(self, end_ms: int) -> int:
-        """The moment after the last thing that happened, on the days before too."""
-        return max(end_ms + 1, self.earliest_as_of_ms)
+        """The moment after the last thing that happened, on the days before too; of a part of a day where it ends."""
+        after = end_ms + 1 if self.until_ms is None else min(end_ms + 1, self.until_ms)
+        return max(after, self.earliest_as_of_ms)
 
     def transform(self, col_selector: ColumnSelector, df: DataFrameType) -> DataFrameType:
         """Lists of rows, most recent first; strictly before the row's time."""

@@ -55,6 +55,7 @@ class BuildMap:
         runs: of the partitions' distinct strings.
         num_runs: one a partition.
         previous: result that this one adds a day to; None: none.
+        ids_from: a part of that day, beside whose ids rows are given; None: beside those of `previous`.
     """
 
     table: Table
@@ -63,11 +64,12 @@ class BuildMap:
     runs: Runs
     num_runs: int
     previous: Path | None
+    ids_from: Path | None
 
     def __call__(self) -> int:
         """Ids admitted."""
-        name, previous = self.table.name, self.previous
-        before = IdMap.load(previous / "ids" / name) if previous else None
+        name, previous, ids_from = self.table.name, self.previous, self.ids_from or self.previous
+        before = IdMap.load(ids_from / "ids" / name) if ids_from else None
         earlier = rare_counts(previous, name) if previous else None
         admitted: list[StringCounts] = []
 
@@ -96,8 +98,12 @@ class BuildMap:
                 strings=chosen.strings,
             )
         made.save(self.folder / "ids" / name)
-        first_row = before.num_rows if before else made.first_row
-        Inverse.build(made, chosen.strings, first_row).save(self.folder / "inverse" / name)
+        first_row, strings = before.num_rows if before else made.first_row, chosen.strings
+        if self.ids_from and before:  # of its ids the whole day's inverse has the strings, too
+            earlier_ids = Inverse.load(self.ids_from / "inverse" / name)
+            rows = np.arange(earlier_ids.first_row, first_row)
+            first_row, strings = earlier_ids.first_row, pa.chunked_array([earlier_ids.decode(rows), strings])
+        Inverse.build(made, strings, first_row).save(self.folder / "inverse" / name)
         return made.num_admitted
 
     def _counted(self, before: IdMap | None) -> Iterator[StringCounts]:
@@ -148,13 +154,17 @@ class MapIds(Statistic):
         folder: where the fitted maps go: `folder/ids/<table>` and `folder/inverse/<table>`; runs lie in
             `folder/runs` meanwhile. What the next day goes on from: `folder/state/counts-<table>`.
         previous: result that this one adds a day to; None: none.
+        ids_from: a part of that day, whose ids keep their rows; None: there is none.
     """
 
-    def __init__(self, spec: FeedSpec, folder: Path, previous: Path | None = None) -> None:
+    def __init__(
+        self, spec: FeedSpec, folder: Path, previous: Path | None = None, ids_from: Path | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.folder = folder
         self.previous = previous
+        self.ids_from = ids_from
         self.features: tuple[IdFeature | IdListFeature, ...] = spec.of_kind("id", "ids")
         self.runs = {table.name: Runs(folder / "runs" / f"ids-{table.name}") for table in spec.tables}
         self.maps: dict[str, IdMap] = {}
@@ -185,7 +195,7 @@ class MapIds(Statistic):
         self._check_nulls(nulls)
         seed, folder, previous = self.spec.key_seed, self.folder, self.previous
         tables = sorted(self.spec.tables, key=lambda table: -self.runs[table.name].num_bytes)
-        return [BuildMap(t, seed, folder, self.runs[t.name], num_runs[t.name], previous) for t in tables]
+        return [BuildMap(t, seed, folder, self.runs[t.name], num_runs[t.name], previous, self.ids_from) for t in tables]
 
     def fit_finalize(self, dask_stats: tuple[Counted, list[int]]) -> None:
         """Open the maps, and remove the runs: only now no job can be made again."""

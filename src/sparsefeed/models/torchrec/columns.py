@@ -40,6 +40,7 @@ __all__ = [
     "check_trained_on",
     "etl_fingerprint",
     "held_out_parts",
+    "ids_fingerprint",
     "jagged",
     "num_rows",
     "open_split",
@@ -105,6 +106,12 @@ def previous_fingerprint(data: Path) -> str | None:
     """Of the ETL result that the day in this folder was added to; None: it is no day."""
     found = _summary(data).get("previous")
     return None if found is None else str(found)
+
+
+def ids_fingerprint(data: Path) -> str | None:
+    """Of the ETL result whose ids the one in this folder went on from: a part of its day, or the day before."""
+    found = _summary(data).get("ids_from")
+    return previous_fingerprint(data) if found is None else str(found)
 
 
 def _rows_by_table(spec: FeedSpec, data: Path, key: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sparsefeed.errors import DataError
 from sparsefeed.etl.ids import IdMap, Inverse
 from sparsefeed.etl.spec import FeedSpec
-from sparsefeed.models.torchrec.columns import etl_fingerprint, num_rows, previous_fingerprint
+from sparsefeed.models.torchrec.columns import etl_fingerprint, ids_fingerprint, num_rows, previous_fingerprint
 
 __all__ = ["earlier_rows"]
 
@@ -26,7 +26,7 @@ def earlier_rows(spec: FeedSpec, chain: Sequence[Path]) -> dict[str, NDArray[np.
 
     Args:
         spec: the declaration.
-        chain: ETL results, each but the first a day that was added to the one before.
+        chain: ETL results, each but the first a day that was added to the one before, or that goes on from its ids.
 
     Returns:
         int64 [rows of the last result] by table; row i of an id that was there is i.
@@ -35,7 +35,7 @@ def earlier_rows(spec: FeedSpec, chain: Sequence[Path]) -> dict[str, NDArray[np.
         DataError: a result was not added to the one before it.
     """
     for before, day in pairwise(chain):
-        if previous_fingerprint(day) != etl_fingerprint(before):
+        if etl_fingerprint(before) not in (previous_fingerprint(day), ids_fingerprint(day)):
             raise DataError(f"{day}: is no day that was added to {before}; run `sparsefeed etl --day` again")
     rows = {}
     for name in num_rows(spec, chain[0]):

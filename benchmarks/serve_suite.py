@@ -1,8 +1,9 @@
 """The suite `serve`: a request in process beside what the machine allows, the ensemble beside empty models, and load.
 
-In process a request is the three steps one after the other, by real requests of the held-out day. The ensemble is
-measured with one request in flight, by perf_analyzer, in turns with an ensemble of the same shapes that computes
-nothing; load by a generator in this process, whose own work is part of what two cores have.
+In process a request is the three Python steps one after the other, by real requests of the held-out day. The ensemble,
+its lookup the native one, is measured with one request in flight, by perf_analyzer, in turns with an ensemble of the
+same shapes that computes nothing, three Python models; load by a generator in this process, whose own work is part of
+what two cores have.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import Bundle, open_version
 from sparsefeed.models.store.rows import quantise
 from sparsefeed.models.store.store import ParameterStore
+from sparsefeed.native import library
 from sparsefeed.workflows.console import stage
 from sparsefeed.workflows.measure import real_requests
 from sparsefeed.workflows.recipe import Recipe
@@ -54,6 +56,7 @@ PEER = "merlin-systems"
 
 def serve(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
     """Everything of one bundle, which is made if it is not there."""
+    library.build()  # the native lookup, which the server then takes by itself
     simulate_logs(recipe, workspace)
     prepare(recipe, workspace)
     train_model(recipe, workspace, "ips")

@@ -36,7 +36,7 @@ def test_the_products_of_the_floor_are_those_that_a_candidate_needs(tmp_path: Pa
     model = DenseModel(spec, ModelConfig(hidden=(40, 24), cross_layers=2, cross_rank=8))
     export_dense(model, spec, Calibration.identity(spec), tmp_path / "dense.onnx")
     own = 3 * 16 + 3  # three lookups of 16 and three dense features
-    dots = 3 * 4 + 3  # with the member's four, and among themselves
+    dots = 3 * 1 + 3  # with the member's one, and among themselves
     expected = [(own + dots, 40)] * 2 + [(40, 24)] * 2 + [(own, 8), (8, own)] * 2 + [(own + 24 + dots, 4)]
     assert sorted(floor.products_of(tmp_path / "dense.onnx")) == sorted(expected)
 

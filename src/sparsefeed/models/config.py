@@ -81,7 +81,7 @@ class TrainConfig(Frozen):
     table_learning_rate: float = Field(default=0.1, gt=0)  # row-wise Adagrad
     table_initial_gradient: float = Field(default=0.1, ge=0)  # times batch_size, which every row's Adagrad begins with
     warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
-    dense_decay: float = Field(default=1.0, ge=0, le=1)  # share of all steps, the last, over which the dense one falls
+    dense_decay: float = Field(default=0.0, ge=0, le=1)  # share of all steps, the last, over which the dense one falls
     cold_start: dict[Name, ColdStart] = Field(default_factory=dict)  # by table; of the others: `tail`
     weights: Literal["ips", "none"] = "ips"  # none: leave the w_ columns unread, every weight is 1
     order: Literal["time", "shuffled"] = "time"  # of row groups; by time the last rows, most like what comes, are last

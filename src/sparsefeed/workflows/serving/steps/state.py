@@ -57,21 +57,21 @@ class SideState:
             lookups: of the side.
             keys: where the keys are written to, and what the state holds: per lookup uint64 [n, max_length].
         """
-        at = side.find(own_keys)
+        at, newer = side.find(own_keys), side.newer or side  # the kernels read `newer` where there is one
         dense = np.empty((len(at), side.dense.shape[1]), np.float32)
-        take_floats(read_only(side.dense), at, dense)
+        take_floats(read_only(side.dense), read_only(newer.dense), at, dense)
         ones, lengths = np.ones(len(at), np.int64), {}
         for item in lookups:
             lengths[item.name] = ones
             if item.name == own:
                 keys[item.name][:, 0] = own_keys
             elif item.kind == "id":
-                take_keys(read_only(side.ids[item.name]), at, keys[item.name])
+                take_keys(read_only(side.ids[item.name]), read_only(newer.ids[item.name]), at, keys[item.name])
             else:
                 lengths[item.name] = np.empty(len(at), np.int64)
-                offsets, values = side.lists[item.name]
-                take_lists(read_only(offsets), read_only(values), at, keys[item.name], lengths[item.name])
-        return cls(at >= 0, dense, keys, lengths)
+                lists = [read_only(array) for array in (*side.lists[item.name], *newer.lists[item.name])]
+                take_lists(*lists, at, keys[item.name], lengths[item.name])
+        return cls(at != -1, dense, keys, lengths)
 
     def override(self, changes: Iterable[tuple[int, Mapping[str, Value]]], dense: DensePlan, key_seed: int) -> None:
         """Replace features of single rows, in place; ids beyond a feature's `max_length` are dropped, in order."""

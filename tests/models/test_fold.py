@@ -164,7 +164,9 @@ def test_a_full_disk_leaves_the_old_state(root: Path, monkeypatch: pytest.Monkey
 
 def test_a_version_of_a_newer_program_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fold_module, "__version__", "0.0.9")
-    with pytest.raises(BundleError, match=r"was made by 0\.1\.0, this is 0\.0\.9; fold it with that version or a later"):
+    with pytest.raises(
+        BundleError, match=r"was made by 0\.1\.0, this is 0\.0\.9; fold it with that version or a later"
+    ):
         fold(root, "v2")
 
 

@@ -103,7 +103,7 @@ class SnapshotSide:
         )
 
     def must_hold_on(self, older: SnapshotSide, where: Path) -> None:
-        """Be an overlay of `older`: the same features, keys in order, lists within their values; reads keys and offsets.
+        """Be fit to lie over `older`: of its features, keys in order, lists within their values.
 
         Raises:
             BundleError: names the file that is not, in `where`.
@@ -266,8 +266,9 @@ class Snapshot:
 
     def with_newer(self, newer: Snapshot) -> Snapshot:
         """What is known after a later snapshot, which holds the members and posts of its own days alone; in memory."""
-        sides = {name: _with_newer(side.whole(), newer.sides[name].whole()) for name, side in self.sides.items()}
-        return replace(self, **sides, as_of_ms=newer.as_of_ms)
+        member = _with_newer(self.member.whole(), newer.member.whole())
+        post = _with_newer(self.post.whole(), newer.post.whole())
+        return replace(self, member=member, post=post, as_of_ms=newer.as_of_ms)
 
     @classmethod
     def load(cls, folder: Path) -> Snapshot:
@@ -281,8 +282,8 @@ class Snapshot:
             return base
         overlay = cls._load_base(Path(folder) / OVERLAY)
         base.must_precede(overlay, Path(folder) / OVERLAY)
-        sides = {name: replace(side, newer=overlay.sides[name]) for name, side in base.sides.items()}
-        return replace(base, **sides, as_of_ms=overlay.as_of_ms)
+        member, post = replace(base.member, newer=overlay.member), replace(base.post, newer=overlay.post)
+        return replace(base, member=member, post=post, as_of_ms=overlay.as_of_ms)
 
     @classmethod
     def _load_base(cls, folder: Path) -> Snapshot:
@@ -296,7 +297,9 @@ class Snapshot:
             for name, side in sides.items():
                 if len(side.keys) != said[name]["count"]:
                     raise ValueError(f"{name}: count {said[name]['count']}; {name}/keys.npy has {len(side.keys)}")
-            return cls(**sides, as_of_ms=header["as_of"], key_seed=header["key_seed"], spec_digest=header["spec_digest"])
+            return cls(
+                **sides, as_of_ms=header["as_of"], key_seed=header["key_seed"], spec_digest=header["spec_digest"]
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{path}: not a snapshot: {error}; export the bundle again") from error
 

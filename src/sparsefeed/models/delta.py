@@ -325,6 +325,16 @@ def _build(delta: Delta, parent: Bundle, maps: Mapping[str, IdMap], folder: Path
             link(path, folder / "snapshot" / path.name)
     if newer.exists():
         Snapshot.load(parent.snapshot).save_overlay(folder / "snapshot", Snapshot.load(newer))
+    _build_tables(delta, parent, folder)
+    for path in (parent.path / "ids").iterdir():
+        if path.name in maps:
+            maps[path.name].save(folder / "ids" / path.name)
+        else:
+            link(path, folder / "ids" / path.name)
+    Manifest(**delta.manifest.model_dump(exclude={"capacity_rows"})).save(folder)
+
+
+def _build_tables(delta: Delta, parent: Bundle, folder: Path) -> None:
     (folder / "tables").mkdir()
     store = ParameterStore.open(parent.tables)
     for table in store.tables:
@@ -340,12 +350,6 @@ def _build(delta: Delta, parent: Bundle, maps: Mapping[str, IdMap], folder: Path
     read = {name for name in bases if not (parent.path / name).samefile(folder / name)}
     verify(parent.path, only=read.__contains__)
     write_index(folder / "tables", {table.name: delta.manifest.capacity_rows[table.name] for table in store.tables})
-    for path in (parent.path / "ids").iterdir():
-        if path.name in maps:
-            maps[path.name].save(folder / "ids" / path.name)
-        else:
-            link(path, folder / "ids" / path.name)
-    Manifest(**delta.manifest.model_dump(exclude={"capacity_rows"})).save(folder)
 
 
 def _read_arrays(folder: Path, parts: tuple[str, ...]) -> dict[str, list[NDArray[Any]]]:

@@ -123,7 +123,7 @@ def refresh(
 
 
 def _version_of(recipe: Recipe, workspace: Workspace, results: Sequence[Any]) -> Any:
-    """The version that serves the model trained on the last of these results: `current`, if it does; folded, if it was."""
+    """The version that serves the model trained on the last of these results: `current`, if it does; its last fold."""
     from sparsefeed.models.bundle import open_version, read_current, versions
     from sparsefeed.models.fold import latest_fold
     from sparsefeed.models.torchrec.checkpoint import Checkpoint, finished

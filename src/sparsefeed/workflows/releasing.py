@@ -1,4 +1,4 @@
-"""Commands of a release: `refresh`, `fold`, `loop`, `publish`, `rollback`, `canary ...`, `shadow ...`, `push`, `pull`."""
+"""Commands of a release: `refresh`, `fold`, `loop`, `publish`, `rollback`, `canary`, `shadow`, `push`, `pull`."""
 
 from __future__ import annotations
 

@@ -67,7 +67,9 @@ class Base:
     def with_rows(self, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> Base:
         """The same base with its keys, uint64 [n] in any order, at these rows, int64 [n]; IdError from 2^32 on."""
         if len(rows) and int(rows.max()) >= 2**32:
-            raise IdError(f"ids: row {rows.max()} cannot be kept; allowed: rows below 2^32; fold() the map, it moves them")
+            raise IdError(
+                f"ids: row {rows.max()} cannot be kept; allowed: rows below 2^32; fold() the map, it moves them"
+            )
         placed = np.empty(len(keys), np.uint32)
         placed[self.function.query(keys)] = rows
         placed.setflags(write=False)

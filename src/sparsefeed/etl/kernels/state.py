@@ -12,7 +12,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["find_sorted", "flag_strange", "pad_rows", "prefer_newer", "read_only", "take_floats", "take_keys", "take_lists"]
+__all__ = [
+    "find_sorted",
+    "flag_strange",
+    "pad_rows",
+    "prefer_newer",
+    "read_only",
+    "take_floats",
+    "take_keys",
+    "take_lists",
+]
 
 
 @njit(nogil=True, cache=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sparsefeed.errors import BundleError
 from sparsefeed.etl.array_file import ArrayFile
 from sparsefeed.etl.kernels.ragged import gather_lists, list_lengths
-from sparsefeed.etl.kernels.state import find_sorted, prefer_newer, read_only
+from sparsefeed.etl.kernels.state import find_sorted, read_only
 
 __all__ = ["FORMAT", "OVERLAY", "SideWriter", "Snapshot", "SnapshotSide", "write_header"]
 
@@ -56,16 +56,9 @@ class SnapshotSide:
             raise BundleError(f"snapshot: {n} keys, but {wrong} rows; the files are not of one snapshot, make it again")
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Index of each key, -1 where it is unknown, -2 - i where it is row i of `newer`.
-
-        O(log n) memory accesses a key, twice where there is an overlay.
-        """
+        """Index of each key in these arrays, -1 where they have it not; O(log n) memory accesses a key."""
         found = np.empty(len(keys), np.int64)
         find_sorted(read_only(self.keys), keys, found)
-        if self.newer is not None and len(self.newer.keys):
-            newer = np.empty(len(keys), np.int64)
-            find_sorted(read_only(self.newer.keys), keys, newer)
-            prefer_newer(newer, found)
         return found
 
     def whole(self) -> SnapshotSide:

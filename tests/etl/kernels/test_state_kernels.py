@@ -10,7 +10,6 @@ from sparsefeed.etl.kernels.state import (
     find_sorted,
     flag_strange,
     pad_rows,
-    prefer_newer,
     read_only,
     take_floats,
     take_keys,
@@ -31,42 +30,32 @@ def test_a_key_is_found_where_it_stands_and_nowhere_else(there: set[int], others
     assert found.tolist() == [keys.index(key) if key in there else -1 for key in wanted]
 
 
-def test_what_is_newer_wins_and_is_told_apart() -> None:
-    found = np.array([0, -1, 5, -1])
-    prefer_newer(np.array([-1, 0, 3, -1]), found)
-    assert found.tolist() == [0, -2, -5, -1]
-
-
-def test_rows_not_there_are_nan_and_keys_not_there_are_zero() -> None:
-    at = np.array([2, -1, 0, -2, -3])
-    out = np.zeros((5, 2), np.float32)
-    newer = np.array([[20, 21], [22, 23]], np.float32)
-    take_floats(np.arange(6, dtype=np.float32).reshape(3, 2), newer, at, out)
-    assert out[[0, 2, 3, 4]].tolist() == [[4, 5], [0, 1], [20, 21], [22, 23]]
+def test_rows_not_there_are_nan_and_keys_not_there_are_zero_or_what_was_there() -> None:
+    at = np.array([2, -1, 0])
+    out = np.full((3, 2), 8, np.float32)
+    for fill in (False, True):
+        assert out[1].tolist() == [8, 8]
+        take_floats(np.arange(6, dtype=np.float32).reshape(3, 2), at, fill, out)
+        assert out[[0, 2]].tolist() == [[4, 5], [0, 1]]
     assert np.isnan(out[1]).all()
-    keys = np.full((5, 1), 9, np.uint64)
-    take_keys(np.array([10, 11, 12], np.uint64), np.array([30, 31], np.uint64), at, keys)
-    assert keys.tolist() == [[12], [0], [10], [30], [31]]
-
-
-LISTS = st.lists(st.lists(st.integers(1, 99), max_size=6), min_size=1, max_size=8)
+    keys = np.full((3, 1), 9, np.uint64)
+    for fill, of_none in ((False, 9), (True, 0)):
+        take_keys(np.array([10, 11, 12], np.uint64), at, fill, keys)
+        assert keys.tolist() == [[12], [of_none], [10]]
 
 
 @settings(deadline=None)
-@given(LISTS, LISTS, st.data())
-def test_lists_are_cut_and_what_is_beyond_is_zero(
-    lists: list[list[int]], newer: list[list[int]], data: st.DataObject
-) -> None:
-    at = data.draw(st.lists(st.integers(-1 - len(newer), len(lists) - 1), max_size=9))
-    out, lengths = np.full((len(at), WIDTH), 5, np.uint64), np.full(len(at), 5, np.int64)
-
-    def ragged(some: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        return np.cumsum([0, *map(len, some)]), np.array([key for one in some for key in one], np.uint64)
-
-    take_lists(*ragged(lists), *ragged(newer), np.array(at, np.int64), out, lengths)
-    expected = [(lists[i] if i >= 0 else newer[-2 - i])[:WIDTH] if i != -1 else [] for i in at]
-    assert lengths.tolist() == list(map(len, expected))
-    assert out.tolist() == [one + [0] * (WIDTH - len(one)) for one in expected]
+@given(st.lists(st.lists(st.integers(1, 99), max_size=6), min_size=1, max_size=8), st.booleans(), st.data())
+def test_lists_are_cut_and_what_is_beyond_is_zero(lists: list[list[int]], fill: bool, data: st.DataObject) -> None:
+    at = data.draw(st.lists(st.integers(-1, len(lists) - 1), max_size=9))
+    offsets, values = np.cumsum([0, *map(len, lists)]), np.array([key for one in lists for key in one], np.uint64)
+    out, lengths = np.full((len(at), WIDTH), 5, np.uint64), np.full(len(at), 7, np.int64)
+    take_lists(offsets, values, np.array(at, np.int64), fill, out, lengths)
+    expected = [lists[i][:WIDTH] if i >= 0 else [] for i in at]
+    stay = [i < 0 and not fill for i in at]
+    assert lengths.tolist() == [7 if kept else len(one) for one, kept in zip(expected, stay, strict=True)]
+    rows = zip(expected, stay, strict=True)
+    assert out.tolist() == [[5] * WIDTH if kept else one + [0] * (WIDTH - len(one)) for one, kept in rows]
 
 
 def test_beyond_the_length_is_padding_and_a_zero_key_before_it_null() -> None:

@@ -12,16 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = [
-    "find_sorted",
-    "flag_strange",
-    "pad_rows",
-    "prefer_newer",
-    "read_only",
-    "take_floats",
-    "take_keys",
-    "take_lists",
-]
+__all__ = ["find_sorted", "flag_strange", "pad_rows", "read_only", "take_floats", "take_keys", "take_lists"]
 
 
 @njit(nogil=True, cache=True)
@@ -49,85 +40,51 @@ def find_sorted(sorted_keys: NDArray[np.uint64], wanted: NDArray[np.uint64], fou
 
 
 @njit(nogil=True, cache=True)
-def prefer_newer(newer: NDArray[np.int64], found: NDArray[np.int64]) -> None:
-    """Put -2 - newer [m] into found [m] where `newer` is not -1: how kernels here name a row of the newer arrays."""
-    for i in range(len(found)):
-        found[i] = -2 - newer[i] if newer[i] >= 0 else found[i]
+def take_floats(values: NDArray[np.float32], at: NDArray[np.int64], fill: bool, out: NDArray[np.float32]) -> None:
+    """Rows `at` of values [n, D] into out [m, D]; where `at` is -1 NaN if `fill`, else what was there."""
+    for i in range(len(at)):
+        if fill or at[i] >= 0:
+            for j in range(out.shape[1]):
+                out[i, j] = values[at[i], j] if at[i] >= 0 else np.float32(np.nan)
 
 
 @njit(nogil=True, cache=True)
-def take_floats(
-    values: NDArray[np.float32], newer: NDArray[np.float32], at: NDArray[np.int64], out: NDArray[np.float32]
-) -> None:
-    """Rows `at` of values [n, D] into out [m, D]; NaN where `at` is -1, row -2 - at of `newer` where it is less."""
+def take_keys(values: NDArray[np.uint64], at: NDArray[np.int64], fill: bool, out: NDArray[np.uint64]) -> None:
+    """Values `at` into out [m, 1]; where `at` is -1 0 if `fill`, else what was there."""
     for i in range(len(at)):
-        if at[i] >= 0:
-            for j in range(out.shape[1]):
-                out[i, j] = values[at[i], j]
-        elif at[i] < -1:
-            for j in range(out.shape[1]):
-                out[i, j] = newer[-2 - at[i], j]
-        else:
-            out[i] = np.float32(np.nan)
-
-
-@njit(nogil=True, cache=True)
-def take_keys(
-    values: NDArray[np.uint64], newer: NDArray[np.uint64], at: NDArray[np.int64], out: NDArray[np.uint64]
-) -> None:
-    """Values `at` into out [m, 1]; 0 where `at` is -1, value -2 - at of `newer` where it is less."""
-    for i in range(len(at)):
-        if at[i] >= 0:
-            out[i, 0] = values[at[i]]
-        else:
-            out[i, 0] = newer[-2 - at[i]] if at[i] < -1 else np.uint64(0)
+        if fill or at[i] >= 0:
+            out[i, 0] = values[at[i]] if at[i] >= 0 else np.uint64(0)
 
 
 @njit(nogil=True, cache=True)
 def take_lists(
     offsets: NDArray[np.int64],
     values: NDArray[np.uint64],
-    newer_offsets: NDArray[np.int64],
-    newer_values: NDArray[np.uint64],
     at: NDArray[np.int64],
+    fill: bool,
     out: NDArray[np.uint64],
     lengths: NDArray[np.int64],
 ) -> None:
-    """Lists `at`, cut to the width of out [m, L] and 0 beyond their lengths [m]; empty where `at` is -1.
+    """Lists `at`, cut to the width of out [m, L] and 0 beyond their lengths [m].
 
     Args:
         offsets: int64 [n + 1]: list i is values[offsets[i]:offsets[i + 1]].
         values: uint64, of all lists.
-        newer_offsets: as offsets, of the lists -2 - at where `at` is less than -1.
-        newer_values: as values.
-        at: int64 [m].
+        at: int64 [m], -1 for none.
+        fill: whether none is an empty list; else what was there stays.
         out: uint64 [m, L], written.
         lengths: int64 [m], written.
     """
     for i in range(len(at)):
+        if not fill and at[i] < 0:
+            continue
+        start, length = np.int64(0), np.int64(0)
         if at[i] >= 0:
-            _take_list(offsets, values, at[i], out[i], lengths, i)
-        elif at[i] < -1:
-            _take_list(newer_offsets, newer_values, -2 - at[i], out[i], lengths, i)
-        else:
-            lengths[i] = 0
-            out[i] = np.uint64(0)
-
-
-@njit(nogil=True, cache=True)
-def _take_list(
-    offsets: NDArray[np.int64],
-    values: NDArray[np.uint64],
-    row: int,
-    out: NDArray[np.uint64],
-    lengths: NDArray[np.int64],
-    i: int,
-) -> None:
-    start = offsets[row]
-    length = np.int64(min(offsets[row + 1] - start, len(out)))
-    lengths[i] = length
-    for j in range(len(out)):
-        out[j] = values[start + j] if j < length else np.uint64(0)
+            start = offsets[at[i]]
+            length = np.int64(min(offsets[at[i] + 1] - start, out.shape[1]))
+        lengths[i] = length
+        for j in range(out.shape[1]):
+            out[i, j] = values[start + j] if j < length else np.uint64(0)
 
 
 @njit(nogil=True, cache=True)

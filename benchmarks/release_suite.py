@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from release_days import release_days
 from results import Recorder, Row
 
 from sparsefeed.etl.spec import FeedSpec
@@ -82,11 +83,13 @@ def release(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]
     with stage("export") as progress:
         first, _ = export_serving(recipe, workspace, progress)
     with tempfile.TemporaryDirectory(prefix="sparsefeed-release-") as scratch:
+        with stage("days") as progress:
+            rows = release_days(recipe, record, Path(scratch) / "days", progress)
         server, one, config = _server(recipe, workspace, first, Path(scratch))
         version = open_version(workspace.bundles, first)
         requests = real_requests(FeedSpec.load(version.spec), read_etl(recipe, workspace)[1]["logs"], _CANDIDATES, 200)
         with server:
-            rows = _under_load(record, workspace.bundles, one, config, requests, Path(scratch))
+            rows += _under_load(record, workspace.bundles, one, config, requests, Path(scratch))
             rows += _canary(record, workspace.bundles, one, config)
             rows += _costs(record, workspace.bundles, one, config, requests)
     return rows

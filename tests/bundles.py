@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.etl.ids import IdMap
+from sparsefeed.etl.snapshot import Snapshot, SnapshotSide
 from sparsefeed.models.bundle import Bundle, Manifest, open_version, publish_version
 from sparsefeed.models.delta import Delta, IdChange, RowChange, write_delta
 from sparsefeed.models.store.rows import RowFormat
@@ -59,14 +60,31 @@ def fill(folder: Path, id: str = "v1", row_format: RowFormat = "int8", seed: int
     manifest(id, row_format=row_format).save(folder)
 
 
+def side(keys: Sequence[int], seed: int) -> SnapshotSide:
+    """Members or posts of these keys, whose features and lists tell the seed."""
+    sorted_keys = np.array(sorted(keys), np.uint64)
+    random = np.random.default_rng([seed, len(keys)])
+    lengths = random.integers(0, 4, len(keys))
+    return SnapshotSide(
+        sorted_keys,
+        random.normal(size=(len(keys), 2)).astype(np.float32),
+        {"creator": sorted_keys + np.uint64(seed)},
+        {"tags": (np.r_[np.int64(0), np.cumsum(lengths)], np.full(lengths.sum(), seed + 1, np.uint64))},
+    )
+
+
+def snapshot(keys: Sequence[int], seed: int) -> Snapshot:
+    """What is known of members and posts of these keys, as of the seed's millisecond."""
+    return Snapshot(side(keys[::2], seed), side(keys, seed), seed, 0, SPEC_DIGEST)
+
+
 def fill_dense(folder: Path, seed: int) -> None:
-    """What a refresh replaces whole: dense model, calibration, plan, snapshot."""
-    for name in ("transform", "snapshot/post"):
-        (folder / name).mkdir(parents=True)
+    """What a refresh brings beside rows and ids: dense model, calibration, plan; and a snapshot."""
+    (folder / "transform").mkdir(parents=True)
     (folder / "dense.onnx").write_bytes(f"dense {seed}".encode())
     (folder / "calibration.json").write_text(f'{{"seed": {seed}}}\n')
     (folder / "transform" / "plan.json").write_text(f'{{"seed": {seed}}}\n')
-    np.save(folder / "snapshot" / "post" / "keys.npy", KEYS + np.uint64(seed))
+    snapshot((KEYS + np.uint64(seed % 2)).tolist(), seed).save(folder / "snapshot")
 
 
 def publish(root: Path, id: str = "v1", row_format: RowFormat = "int8", seed: int = 0) -> Bundle:

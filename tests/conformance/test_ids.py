@@ -62,6 +62,11 @@ MAPS: dict[str, Callable[[np.ndarray, int], IdMap]] = {
     "built": build,
     "changed": changed,
     "folded": lambda keys, bits: changed(keys, bits).fold()[0],
+    "merged": lambda keys, bits: changed(keys, bits).merged(),
+    "merged and mapped": lambda keys, bits: saved(changed(keys, bits).merged(), mmap=True),
+    "changed after it was merged": lambda keys, bits: (
+        changed(keys, bits).merged().add(STRANGERS[99:150])[0].remove(STRANGERS[99:150])
+    ),
     "mapped": lambda keys, bits: saved(build(keys, bits), mmap=True),
     "read": lambda keys, bits: saved(build(keys, bits), mmap=False),
     "changed and mapped": lambda keys, bits: saved(changed(keys, bits), mmap=True),

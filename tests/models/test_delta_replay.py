@@ -211,7 +211,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("fault", [remove, cut, flip])
 def test_any_file_that_is_missing_cut_or_altered_is_refused(site: Site, fault: Callable[[Path], None]) -> None:
     files = sorted(path for path in site.delta.rglob("*") if path.is_file())
-    assert len(files) == 12
+    assert len(files) == 22
     for path in files:
         content = path.read_bytes()
         fault(path)
@@ -267,8 +267,8 @@ def test_a_process_killed_anywhere_in_an_application_leaves_the_old_state_and_a_
 
 
 def test_an_altered_parent_is_refused_before_it_spreads(site: Site) -> None:
-    flip(site.parent.tables / "member.npy")
-    site.refuses(r"member\.npy: altered")
+    flip(site.parent.ids("member") / "id_map.json")
+    site.refuses(r"id_map\.json: altered")
 
 
 def test_a_delta_of_an_unsealed_parent_is_refused(site: Site) -> None:
@@ -338,8 +338,8 @@ def test_a_dense_model_in_two_formats_is_replaced_in_both(tmp_path: Path) -> Non
 
 def test_a_replaced_folder_replaces_all_of_the_parents(site: Site, tmp_path: Path) -> None:
     def build(folder: Path) -> None:
-        (folder / "snapshot").mkdir()
-        (folder / "snapshot" / "snapshot.json").write_text("{}")
+        (folder / "transform").mkdir()
+        (folder / "transform" / "other.json").write_text("{}")
         (folder / "metrics.json").write_text('{"auc": 1}')
 
     manifest = site.parent.manifest
@@ -349,7 +349,8 @@ def test_a_replaced_folder_replaces_all_of_the_parents(site: Site, tmp_path: Pat
     )  # fmt: skip
     apply_delta(site.root, tmp_path / "new")
     child = open_version(site.root, "v2")
-    assert [path.name for path in child.snapshot.rglob("*")] == ["snapshot.json"]
+    assert [path.name for path in (child.path / "transform").rglob("*")] == ["other.json"]
+    assert bundles.tree(child.snapshot) == bundles.tree(site.parent.snapshot)
     assert (child.path / "metrics.json").read_text() == '{"auc": 1}'
     assert child.dense_onnx.samefile(site.parent.dense_onnx)
     assert child.manifest.row_format == manifest.row_format

@@ -30,6 +30,8 @@ def test_help_names_every_command_and_imports_no_heavy_library() -> None:
         "eval",
         "export",
         "serve",
+        "refresh",
+        "fold",
         "publish",
         "canary",
         "shadow",

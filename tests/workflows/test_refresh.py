@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from sparsefeed.errors import BundleError, ReleaseError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
@@ -16,6 +17,7 @@ from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.models.bundle import open_version, read_current, verify, versions
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.torchrec.checkpoint import finished
+from sparsefeed.workflows.cli import app
 from sparsefeed.workflows.loop import loop, read_loop
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.refresh import refresh
@@ -75,8 +77,44 @@ def test_a_day_becomes_the_next_version_once(workspace: Workspace, folder: Path)
     known, old = (Snapshot.load(one.snapshot) for one in (version, base))
     newest = Snapshot.load(workspace.etl_days / str(DAYS[1]) / "snapshot")
     assert known.as_of_ms == newest.as_of_ms > old.as_of_ms
-    assert (known.member.find(np.asarray(old.member.keys)) >= 0).all()
-    np.testing.assert_array_equal(known.post.dense[known.post.find(newest.post.keys)], newest.post.dense)
+    assert (known.member.whole().find(np.asarray(old.member.keys)) >= 0).all()
+    post = known.post.whole()
+    np.testing.assert_array_equal(post.dense[post.find(newest.post.keys)], newest.post.dense)
+
+
+def test_a_refresh_goes_on_from_the_folded_version(folder: Path, tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    prepare(RECIPE, place, folder)
+    train_model(RECIPE, place)
+    export_serving(RECIPE, place)
+    parent = refresh(RECIPE, place, DAYS[0], folder).bundle
+
+    def fold() -> str:
+        done = CliRunner().invoke(app, ["fold", "-w", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        made = read_current(place.bundles)
+        assert made is not None
+        assert f"bundle {made}" in done.output
+        return made
+
+    folded = fold()
+    assert folded != parent
+    assert fold() == folded
+    # A call that is repeated finds its version, folded since.
+    assert refresh(RECIPE, place, DAYS[0], folder).bundle == read_current(place.bundles) == folded
+    made = refresh(RECIPE, place, DAYS[1], folder)
+    assert made.parent == folded
+    version, before = open_version(place.bundles, made.bundle), open_version(place.bundles, folded)
+    assert (version.manifest.parent, version.manifest.sequence) == (folded, 3)
+    verify(version.path)
+    for table in RECIPE.feed.tables:
+        rows = IdMap.load(place.etl_days / str(DAYS[1]) / "ids" / table.name)
+        keys, _ = hash_strings([f"{table.name[0]}{i}" for i in range(30)], RECIPE.feed.key_seed)
+        known = keys[rows.known(rows.lookup(keys))]
+        np.testing.assert_array_equal(IdMap.load(version.ids(table.name)).lookup(known), rows.lookup(known))
+    again = refresh(RECIPE, place, DAYS[1], folder)
+    assert (again.bundle, again.parent) == (made.bundle, folded)
+    assert before.manifest.trained_days[-1] == str(DAYS[0])
 
 
 def test_of_the_held_out_rows_none_is_trained_and_the_gate_says_what_they_show(workspace: Workspace) -> None:
@@ -140,5 +178,6 @@ def test_the_keys_of_a_later_snapshot_win(workspace: Workspace) -> None:
     base = Snapshot.load(workspace.etl / "snapshot")
     keys, _ = hash_strings(["m1"], RECIPE.feed.key_seed)
     assert base.member.find(keys)[0] >= 0
+    day = Snapshot.load(workspace.etl_days / str(DAYS[0]) / "snapshot")
     with pytest.raises(BundleError, match="apply it in order"):
-        Snapshot.load(workspace.etl_days / str(DAYS[0]) / "snapshot").with_newer(base)
+        day.must_precede(base, workspace.etl / "snapshot")

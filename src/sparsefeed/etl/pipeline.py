@@ -246,7 +246,11 @@ def _make(
     """Read the logs and make a result on the cluster; what etl.json says of it."""
     started = time.perf_counter()
     split_days(logs.days, config, logs.root)
-    with open_cluster(config.cluster), warnings.catch_warnings():
+    cluster = config.cluster
+    if previous and not cluster.address and len(logs.partitions(rows_of_partitions(logs, config))) == 1:
+        # A day that one task reads has no work for others, and starting them takes longer than the day.
+        cluster = cluster.model_copy(update={"workers": 0})
+    with open_cluster(cluster), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Dask and Merlin
         progress(0, 4, "looking for repeated impressions, indexing the actions")
         rows = rows_of_partitions(logs, config)

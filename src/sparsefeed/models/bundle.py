@@ -130,7 +130,9 @@ class Bundle:
         return self.path / "snapshot"
 
 
-def publish_version(root: Path, id: str, build: Callable[[Path], None], progress: Progress = silent) -> Path:
+def publish_version(
+    root: Path, id: str, build: Callable[[Path], None], progress: Progress = silent, parent: Path | None = None
+) -> Path:
     """Write one version, whole or not at all; one publisher of a root at a time.
 
     Args:
@@ -138,6 +140,7 @@ def publish_version(root: Path, id: str, build: Callable[[Path], None], progress
         id: of the version; `bundle.json` must carry the same.
         build: fills an empty folder with every file but SHA256SUMS and READY.
         progress: told of the files hashed.
+        parent: the version that some of its files are links to; see `seal`.
 
     Returns:
         versions/<id>. An id that exists with the same content is left as it is.
@@ -159,7 +162,7 @@ def publish_version(root: Path, id: str, build: Callable[[Path], None], progress
                 got = Manifest.load(partial).id
                 if got != id:
                     raise BundleError(f'{partial / "bundle.json"}: id: got "{got}"; this version is "{id}"')
-                digest = seal(partial, progress)
+                digest = seal(partial, progress, parent)
                 if (target / _READY).exists():
                     if _digest(target) != digest:
                         raise BundleError(
@@ -179,8 +182,11 @@ def publish_version(root: Path, id: str, build: Callable[[Path], None], progress
     return target
 
 
-def seal(folder: Path, progress: Progress = silent) -> str:
+def seal(folder: Path, progress: Progress = silent, parent: Path | None = None) -> str:
     """Write SHA256SUMS, fsync everything, write READY last; return the digest.
+
+    A file that is a hard link of the same one of `parent`, a sealed folder, is not read: it keeps the digest that it
+    has there, so that one altered since is found by `verify` here as there.
 
     Raises:
         BundleError: a file is of a format that may hold code, or an array of objects.
@@ -188,7 +194,10 @@ def seal(folder: Path, progress: Progress = silent) -> str:
     names = list(_files(folder))
     for name in names:
         _check_holds_no_code(folder / name)
-    sums = _sums(folder, names, progress)
+    kept = _listed(parent) if parent else {}
+    linked = {name for name in names if parent and name in kept and _is_link(folder / name, parent / name)}
+    read = _sums(folder, [name for name in names if name not in linked], progress)
+    sums = {name: kept[name] if name in linked else read[name] for name in names}
     (folder / _SUMS).write_text("".join(f"{sha}  {name}\n" for name, sha in sums.items()), "utf-8")
     digest = _sha256(folder / _SUMS)
     for name in (*names, _SUMS):
@@ -200,21 +209,26 @@ def seal(folder: Path, progress: Progress = silent) -> str:
     return digest
 
 
-def verify(version: Path, progress: Progress = silent) -> str:
+def verify(version: Path, progress: Progress = silent, only: Callable[[str], bool] = lambda name: True) -> str:
     """Read every file of a sealed folder; return its digest.
+
+    Args:
+        version: the folder.
+        progress: told of the files hashed.
+        only: which files to read, by name; that no other is missing or extra is looked at all the same.
 
     Raises:
         BundleError: names the first file that is missing, altered or extra.
     """
     digest = _digest(version)
-    listed = {line[66:]: line[:64] for line in (version / _SUMS).read_text("utf-8").splitlines()}
+    listed = _listed(version)
     found = set(_files(version))
     for name in sorted(found | set(listed)):
         if name not in found:
             raise BundleError(f"{version / name}: missing; copy the folder again")
         if name not in listed:
             raise BundleError(f"{version / name}: extra; it is not in {_SUMS}, remove it")
-    for name, sha in _sums(version, sorted(found), progress).items():
+    for name, sha in _sums(version, sorted(filter(only, found)), progress).items():
         if listed[name] != sha:
             raise BundleError(f"{version / name}: altered: SHA-256 {sha}, {_SUMS} says {listed[name]}; copy it again")
     return digest
@@ -298,6 +312,15 @@ def _files(folder: Path) -> Iterator[str]:
         name = path.relative_to(folder).as_posix()
         if (path.is_symlink() or not path.is_dir()) and name not in {_SUMS, _READY}:
             yield name
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """SHA256SUMS: name -> digest."""
+    return {line[66:]: line[:64] for line in (folder / _SUMS).read_text("utf-8").splitlines()}
+
+
+def _is_link(path: Path, other: Path) -> bool:
+    return other.exists() and path.samefile(other)
 
 
 def _sums(folder: Path, names: list[str], progress: Progress) -> dict[str, str]:

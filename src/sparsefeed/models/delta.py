@@ -1,13 +1,12 @@
 """The delta: what one refresh changed, and how a version becomes the next one (docs/contracts/delta.md).
 
-Applying makes a new version beside the parent: what did not change is hard-linked, touched rows and ids go to
-overlays, so a daily refresh of a large bundle writes megabytes. Everything is checked before a byte is written.
+Applying makes a new version beside the parent: what did not change is hard-linked, touched rows and ids and what is
+newly known of members and posts go to overlays, so a daily refresh of a large bundle reads and writes megabytes.
 """
 
 from __future__ import annotations
 
-import filecmp
-import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pydantic import Field
 
 from sparsefeed.errors import BundleError, IdError, did_you_mean
 from sparsefeed.etl.ids import IdMap
+from sparsefeed.etl.snapshot import OVERLAY, Snapshot
 from sparsefeed.etl.spec import Name
 from sparsefeed.models.bundle import (
     Bundle,
@@ -33,6 +33,7 @@ from sparsefeed.models.bundle import (
     versions,
 )
 from sparsefeed.models.dense_file import DENSE_FILES
+from sparsefeed.models.links import copy, link
 from sparsefeed.models.store.store import ParameterStore, write_index
 from sparsefeed.progress import Progress, silent
 
@@ -48,13 +49,16 @@ __all__ = [
     "write_delta",
 ]
 
-_OWN = frozenset({"delta.json", "tables", "ids", "SHA256SUMS", "READY"})  # everything else replaces the parent's
+# Everything else replaces the parent's.
+_OWN = frozenset({"delta.json", "tables", "ids", "snapshot", "SHA256SUMS", "READY"})
 _REPLACEABLE = frozenset(
-    {*DENSE_FILES.values(), "calibration.json", "snapshot", "transform", "ips.parquet", "metrics.json", "MODEL_CARD.md"}
+    {*DENSE_FILES.values(), "calibration.json", "transform", "ips.parquet", "metrics.json", "MODEL_CARD.md"}
 )
 _ROW_PARTS, _ID_PARTS = ("rows", "values"), ("upserts", "upsert_rows", "deletes")
 # recorded.json: scores of the parent, which are not the new version's.
-_MADE_ANEW = frozenset({"bundle.json", "tables", "ids", "recorded.json", "SHA256SUMS", "READY"})
+_MADE_ANEW = frozenset({"bundle.json", "tables", "ids", "snapshot", "recorded.json", "SHA256SUMS", "READY"})
+# Large files that are linked and not read: a base of a snapshot, a table or an id map.
+_BASE = re.compile(r"tables/[^.]+\.npy|snapshot/(member|post)/.*|ids/[^/]+/(?!overlay)[^/]+\.npy")
 
 
 class DeltaManifest(Manifest):
@@ -131,7 +135,8 @@ def write_delta(
         rows: touched rows by table.
         ids: changed keys by table.
         build: fills a folder with the files that replace the parent's whole: dense.onnx, calibration.json, transform/,
-            snapshot/, metrics.json, MODEL_CARD.md; a folder replaces the parent's folder.
+            metrics.json, MODEL_CARD.md; a folder replaces the parent's folder. And with `snapshot/`, the members and
+            posts that win over the parent's.
         progress: told of the files hashed.
 
     Raises:
@@ -210,7 +215,8 @@ def read_changes(folder: Path) -> tuple[dict[str, RowChange], dict[str, IdChange
 def apply_delta(root: Path, delta: Path, progress: Progress = silent) -> str:
     """Make the delta's version of its parent; return the new id. `current` is not touched.
 
-    Applying again gives the same version and is no error. The parent is read and verified first.
+    Applying again gives the same version and is no error. Of the parent what is read is verified first, its overlays;
+    its bases are linked and keep their digests, so that one that was altered is found by `verify` of any version.
 
     Raises:
         BundleError: the delta or the parent is altered, the parent is not here or another one, the sequence is not
@@ -228,12 +234,12 @@ def apply_delta(root: Path, delta: Path, progress: Progress = silent) -> str:
         other = open_version(root, id).manifest
         if id != manifest.id and (other.parent, other.sequence) == (manifest.parent, manifest.sequence):
             raise BundleError(
-                f'{delta}: delta {manifest.sequence} of "{parent.id}" was applied already, as "{id}"; '
-                f"write the delta for that version, or remove versions/{id}"
+                f'{delta}: "{parent.id}" has its next version already, "{id}", by another delta or a fold; '
+                f"write the delta for that one, or remove versions/{id}"
             )
+    verify(parent.path, progress, lambda name: not _BASE.fullmatch(name))
     maps = _check_follows(change, parent)
-    verify(parent.path, progress)
-    publish_version(root, manifest.id, lambda folder: _build(change, parent, maps, folder), progress)
+    publish_version(root, manifest.id, lambda folder: _build(change, parent, maps, folder), progress, parent.path)
     return manifest.id
 
 
@@ -259,6 +265,8 @@ def _check_follows(delta: Delta, parent: Bundle) -> dict[str, IdMap]:
     for path in delta.path.iterdir():
         if path.name not in _OWN | _REPLACEABLE:
             raise BundleError(f"{path}: a delta cannot replace it; it may hold {', '.join(sorted(_REPLACEABLE))}")
+    if (snapshot := delta.path / "snapshot").exists():
+        Snapshot.load(parent.snapshot).must_precede(Snapshot.load(snapshot), snapshot)
     _check_dense(delta.path, parent)
     _check_tables(delta, parent)
     return {name: _changed_map(delta.path, parent.ids(name), change) for name, change in delta.ids.items()}
@@ -308,9 +316,25 @@ def _build(delta: Delta, parent: Bundle, maps: Mapping[str, IdMap], folder: Path
     replaced = {path.name for path in delta.path.iterdir()} - _OWN
     for path in parent.path.iterdir():
         if path.name not in replaced | _MADE_ANEW:
-            _copy(path, folder / path.name, os.link)
+            link(path, folder / path.name)
     for name in replaced:
-        _copy(delta.path / name, folder / name, shutil.copyfile)
+        copy(delta.path / name, folder / name)
+    newer = delta.path / "snapshot"
+    for path in parent.snapshot.iterdir():
+        if path.name != OVERLAY or not newer.exists():
+            link(path, folder / "snapshot" / path.name)
+    if newer.exists():
+        Snapshot.load(parent.snapshot).save_overlay(folder / "snapshot", Snapshot.load(newer))
+    _build_tables(delta, parent, folder)
+    for path in (parent.path / "ids").iterdir():
+        if path.name in maps:
+            maps[path.name].save(folder / "ids" / path.name)
+        else:
+            link(path, folder / "ids" / path.name)
+    Manifest(**delta.manifest.model_dump(exclude={"capacity_rows"})).save(folder)
+
+
+def _build_tables(delta: Delta, parent: Bundle, folder: Path) -> None:
     (folder / "tables").mkdir()
     store = ParameterStore.open(parent.tables)
     for table in store.tables:
@@ -320,30 +344,12 @@ def _build(delta: Delta, parent: Bundle, maps: Mapping[str, IdMap], folder: Path
             table.replace_rows(folder / "tables", change.rows, change.values, capacity)
         else:
             for path in parent.tables.glob(f"{table.name}.*npy"):
-                os.link(path, folder / "tables" / path.name)
+                link(path, folder / "tables" / path.name)
+    # A base that its overlay was folded into was read.
+    bases = [f"tables/{table.path.name}" for table in store.tables]
+    read = {name for name in bases if not (parent.path / name).samefile(folder / name)}
+    verify(parent.path, only=read.__contains__)
     write_index(folder / "tables", {table.name: delta.manifest.capacity_rows[table.name] for table in store.tables})
-    for path in (parent.path / "ids").iterdir():
-        if path.name in maps:
-            maps[path.name].save(folder / "ids" / path.name)
-            _link_equal(path, folder / "ids" / path.name)
-        else:
-            _copy(path, folder / "ids" / path.name, os.link)
-    Manifest(**delta.manifest.model_dump(exclude={"capacity_rows"})).save(folder)
-
-
-def _copy(source: Path, target: Path, copy: Callable[[Any, Any], Any]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=copy)
-    else:
-        copy(source, target)
-
-
-def _link_equal(old: Path, new: Path) -> None:
-    for path in new.iterdir():
-        if (old / path.name).exists() and filecmp.cmp(old / path.name, path, shallow=False):
-            path.unlink()
-            os.link(old / path.name, path)
 
 
 def _read_arrays(folder: Path, parts: tuple[str, ...]) -> dict[str, list[NDArray[Any]]]:

@@ -16,7 +16,6 @@ from typing import Any
 
 from sparsefeed import __version__
 from sparsefeed.errors import DataError
-from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import Bundle, Manifest, open_version, publish_version, set_current
 from sparsefeed.models.calibration import Calibration
@@ -175,9 +174,7 @@ def export_delta(
 
     def build(folder: Path) -> None:
         _write_dense(model, spec, calibration, folder, parent.dense_formats)
-        known = Snapshot.load(parent.snapshot).with_newer(Snapshot.load(day / "snapshot"))
-        (folder / "snapshot").mkdir()
-        known.save(folder / "snapshot")
+        shutil.copytree(day / "snapshot", folder / "snapshot")
         if spec.weighted:
             shutil.copyfile(day / "ips.parquet", folder / "ips.parquet")
         told = {**_scores_of(parent), **(metrics or {})}

@@ -86,7 +86,7 @@ def compare(
     labels = read_rows(spec, day / "train", random_only=True).labels[-num_rows:]
     losses = []
     for scorer, results in ((candidate, chain[-1:]), (running, chain)):
-        logits = scorer.score(day / "train", random_only=bool(spec.sessions), chain=results)[-num_rows:]
+        logits = scorer.score(day / "train", random_only=bool(spec.sessions), chain=results, held_out=held_out)
         p = calibration.probability(logits).astype(np.float64)
         losses.append(-(labels * np.log(p) + (1 - labels) * np.log1p(-p)))
     quantile = float(scipy.stats.norm.ppf(confidence))

@@ -19,7 +19,7 @@ from sparsefeed.workflows.console import console, quiet_libraries, stage
 from sparsefeed.workflows.nvidia import hps, hugectr
 from sparsefeed.workflows.operate import health, inspect
 from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName, Root, Url
-from sparsefeed.workflows.releasing import canary, loop, publish, pull, push, refresh, rollback, shadow
+from sparsefeed.workflows.releasing import canary, fold, loop, publish, pull, push, refresh, rollback, shadow
 from sparsefeed.workflows.serve import serve
 from sparsefeed.workflows.show import (
     show_findings,
@@ -41,7 +41,7 @@ app.add_typer(hps, name="hps")
 app.add_typer(hugectr, name="hugectr")
 app.add_typer(canary, name="canary")
 app.add_typer(shadow, name="shadow")
-for command in (serve, inspect, health, refresh, loop, publish, rollback, push, pull):
+for command in (serve, inspect, health, refresh, fold, loop, publish, rollback, push, pull):
     app.command()(command)
 
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}

@@ -70,11 +70,12 @@ def refresh(
         ReleaseError: the gate is shut: the new model is worse than the one of `current`. Nothing was published.
     """
     from sparsefeed.etl.days import AddedDays
-    from sparsefeed.models.bundle import open_version, set_current
+    from sparsefeed.models.bundle import open_version, set_current, versions
     from sparsefeed.models.calibration import Calibration
     from sparsefeed.models.config import Validation
     from sparsefeed.models.delta import apply_delta
     from sparsefeed.models.export import export_delta
+    from sparsefeed.models.fold import latest_fold
     from sparsefeed.models.gate import compare
     from sparsefeed.models.torchrec.score import Scorer
 
@@ -120,17 +121,20 @@ def refresh(
         metrics=metrics,
         progress=progress,
     )
-    bundle = apply_delta(workspace.bundles, delta.path, progress)
+    made = open_version(workspace.bundles, apply_delta(workspace.bundles, delta.path, progress))
+    # Folded since, where the call is repeated.
+    bundle = latest_fold(made, [open_version(workspace.bundles, id) for id in versions(workspace.bundles)]).id
     set_current(workspace.bundles, bundle)
-    return Refreshed(open_version(workspace.bundles, bundle).id, parent.id, delta.path, found)
+    return Refreshed(bundle, parent.id, delta.path, found)
 
 
 def _parent(recipe: Recipe, workspace: Workspace, results: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
     """The version of the last of these results that became one, the last whole day at the latest, and those up to it.
 
-    A part whose refresh did not come to its end, or whose gate was shut, is none.
+    It is `current`, if that is of the same model, and folded since, its last fold. A part whose refresh did not come to its end, or whose gate was shut, is none.
     """
     from sparsefeed.models.bundle import open_version, read_current, versions
+    from sparsefeed.models.fold import latest_fold
     from sparsefeed.models.torchrec.checkpoint import Checkpoint, finished
 
     checkpoint = finished(training_of(workspace, recipe.train.weights, results))
@@ -144,7 +148,7 @@ def _parent(recipe: Recipe, workspace: Workspace, results: Sequence[Any]) -> tup
         command = "sparsefeed export" if len(results) == 1 else f"sparsefeed refresh --day {last}"
         raise BundleError(f"{workspace.bundles}: no version of the model of {last}; run `{command}` first")
     current = read_current(workspace.bundles)
-    return next((one for one in found if one.id == current), found[-1]), results
+    return latest_fold(next((one for one in found if one.id == current), found[-1]), found), results
 
 
 def _running(recipe: Recipe, workspace: Workspace, results: Sequence[Any], parent: int) -> tuple[Path, int]:

@@ -1,4 +1,4 @@
-"""Commands of a release: `refresh`, `loop`, `publish`, `rollback`, `canary ...`, `shadow ...`, `push`, `pull`."""
+"""Commands of a release: `refresh`, `fold`, `loop`, `publish`, `rollback`, `canary`, `shadow`, `push`, `pull`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName
 from sparsefeed.workflows.show import show_judgement
 from sparsefeed.workflows.workspace import Workspace
 
-__all__ = ["canary", "loop", "publish", "pull", "push", "refresh", "rollback", "shadow"]
+__all__ = ["canary", "fold", "loop", "publish", "pull", "push", "refresh", "rollback", "shadow"]
 
 canary = typer.Typer(no_args_is_help=True, help="Give a bundle some members, and judge it beside the stable one.")
 shadow = typer.Typer(no_args_is_help=True, help="Ask a bundle, too, and give its answers to nobody.")
@@ -99,6 +99,20 @@ def refresh(
         )
     if publish_it:
         publish(made.bundle, recipe, workspace, servers, wave, f"refreshed with {of}")
+
+
+def fold(workspace: Root = ARTIFACTS) -> None:
+    """Write what refreshes left beside the current bundle's files into these: a new bundle with the same answers."""
+    from sparsefeed.models.bundle import open_version, set_current
+    from sparsefeed.models.fold import fold as fold_version
+
+    root = Workspace(workspace).bundles
+    parent = open_version(root)
+    with stage("fold") as progress:
+        made = fold_version(root, parent.id, progress)
+        set_current(root, made)
+    said = f"from {parent.id}" if made != parent.id else "is in whole files already"
+    console.print(f"bundle {made}, {said}", soft_wrap=True)
 
 
 def loop(

@@ -15,7 +15,9 @@ EMPTY = Overlay.empty()
 def probe_of(base: Base, overlay: Overlay = EMPTY) -> Probe:
     function = base.function.function
     tail = np.uint64(TAIL), np.int64(2), np.uint64(TAIL)
-    return Probe(function, base.fingerprints, overlay.entries, overlay.filter, np.uint64(3), *tail, np.uint64(2**40))
+    return Probe(
+        function, base.fingerprints, base.rows, overlay.entries, overlay.filter, np.uint64(3), *tail, np.uint64(2**40)
+    )
 
 
 def rows_of(probe: Probe, keys: np.ndarray) -> np.ndarray:

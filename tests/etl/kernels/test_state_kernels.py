@@ -30,29 +30,32 @@ def test_a_key_is_found_where_it_stands_and_nowhere_else(there: set[int], others
     assert found.tolist() == [keys.index(key) if key in there else -1 for key in wanted]
 
 
-def test_rows_not_there_are_nan_and_keys_not_there_are_zero() -> None:
+def test_rows_not_there_are_nan_and_keys_not_there_are_zero_or_what_was_there() -> None:
     at = np.array([2, -1, 0])
-    out = np.zeros((3, 2), np.float32)
-    take_floats(np.arange(6, dtype=np.float32).reshape(3, 2), at, out)
-    assert out[[0, 2]].tolist() == [[4, 5], [0, 1]]
+    out = np.full((3, 2), 8, np.float32)
+    for fill in (False, True):
+        assert out[1].tolist() == [8, 8]
+        take_floats(np.arange(6, dtype=np.float32).reshape(3, 2), at, fill, out)
+        assert out[[0, 2]].tolist() == [[4, 5], [0, 1]]
     assert np.isnan(out[1]).all()
     keys = np.full((3, 1), 9, np.uint64)
-    take_keys(np.array([10, 11, 12], np.uint64), at, keys)
-    assert keys.tolist() == [[12], [0], [10]]
+    for fill, of_none in ((False, 9), (True, 0)):
+        take_keys(np.array([10, 11, 12], np.uint64), at, fill, keys)
+        assert keys.tolist() == [[12], [of_none], [10]]
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.integers(1, 99), max_size=6), min_size=1, max_size=8), st.data())
-def test_lists_are_cut_and_what_is_beyond_is_zero(lists: list[list[int]], data: st.DataObject) -> None:
+@given(st.lists(st.lists(st.integers(1, 99), max_size=6), min_size=1, max_size=8), st.booleans(), st.data())
+def test_lists_are_cut_and_what_is_beyond_is_zero(lists: list[list[int]], fill: bool, data: st.DataObject) -> None:
     at = data.draw(st.lists(st.integers(-1, len(lists) - 1), max_size=9))
-    offsets = np.cumsum([0, *map(len, lists)])
-    out, lengths = np.full((len(at), WIDTH), 5, np.uint64), np.full(len(at), 5, np.int64)
-    take_lists(
-        offsets, np.array([key for one in lists for key in one], np.uint64), np.array(at, np.int64), out, lengths
-    )
+    offsets, values = np.cumsum([0, *map(len, lists)]), np.array([key for one in lists for key in one], np.uint64)
+    out, lengths = np.full((len(at), WIDTH), 5, np.uint64), np.full(len(at), 7, np.int64)
+    take_lists(offsets, values, np.array(at, np.int64), fill, out, lengths)
     expected = [lists[i][:WIDTH] if i >= 0 else [] for i in at]
-    assert lengths.tolist() == list(map(len, expected))
-    assert out.tolist() == [one + [0] * (WIDTH - len(one)) for one in expected]
+    stay = [i < 0 and not fill for i in at]
+    assert lengths.tolist() == [7 if kept else len(one) for one, kept in zip(expected, stay, strict=True)]
+    rows = zip(expected, stay, strict=True)
+    assert out.tolist() == [[5] * WIDTH if kept else one + [0] * (WIDTH - len(one)) for one, kept in rows]
 
 
 def test_beyond_the_length_is_padding_and_a_zero_key_before_it_null() -> None:

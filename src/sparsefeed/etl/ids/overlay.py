@@ -106,6 +106,14 @@ class Overlay:
         _insert(entries, words, all_keys[order], all_rows[order])
         return self._of(entries, words, len(all_keys))
 
+    def on_top_of(
+        self, keys: NDArray[np.uint64], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Keys and rows of a base, in any order, with these entries in place of theirs and without tombstones."""
+        own_keys, own_rows = self.items()
+        live, kept = own_rows != TOMBSTONE, ~np.isin(keys, own_keys)
+        return np.concatenate([keys[kept], own_keys[live]]), np.concatenate([rows[kept], own_rows[live]])
+
     def rows(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Rows of keys: int64 [len(keys)], TOMBSTONE for a removed key, ABSENT for one without an entry."""
         rows = np.full(len(keys), ABSENT, np.int64)

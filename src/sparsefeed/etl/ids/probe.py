@@ -44,6 +44,7 @@ class Probe(NamedTuple):
     Attributes:
         function: the base's.
         fingerprints: uint8, uint16, uint32 or uint64 [n]: the low bits of the key at each position.
+        rows: uint32 [n]: the row of the key at each position; empty: rows follow positions, from the tail's end on.
         overlay: int64 [capacity, 2], see `Overlay`.
         overlay_filter: uint64 [capacity / 8].
         key_seed: XXH64 seed of the keys.
@@ -55,6 +56,7 @@ class Probe(NamedTuple):
 
     function: Function
     fingerprints: NDArray[np.unsignedinteger[Any]]
+    rows: NDArray[np.uint32]
     overlay: NDArray[np.int64]
     overlay_filter: NDArray[np.uint64]
     key_seed: np.uint64
@@ -107,7 +109,10 @@ def row_of_key(key: np.uint64, probe: Probe) -> np.int64:
         position = position_of(key, probe.function)
         width = np.uint64(64 - 8 * probe.fingerprints.itemsize)
         if np.uint64(probe.fingerprints[position]) << width == key << width:
-            row = np.int64(np.uint64(FIRST_TAIL_ROW) + probe.num_tail + position)
+            if len(probe.rows):
+                row = np.int64(probe.rows[position])
+            else:
+                row = np.int64(np.uint64(FIRST_TAIL_ROW) + probe.num_tail + position)
     return np.int64(row if np.uint64(row) < probe.num_rows else _tail_row(key, probe.tail_first, probe.tail_size))
 
 
@@ -127,7 +132,10 @@ def _rows_of_block(
         positions_of_block(keys, probe.function, hashes, pilots, places)
         _load(places[: len(keys)], probe.fingerprints, pilots)
         width = np.uint64(64 - 8 * probe.fingerprints.itemsize)
-        num_unseen = _compare(keys, places, pilots, width, np.uint64(FIRST_TAIL_ROW) + probe.num_tail, rows)
+        first_row = np.uint64(FIRST_TAIL_ROW) + probe.num_tail
+        num_unseen = _compare(keys, places, pilots, width, first_row, rows)
+        if len(probe.rows):
+            num_unseen += _take(probe.rows, first_row, probe.num_rows, rows)
     else:
         rows[:] = ABSENT
     if len(probe.overlay):
@@ -161,6 +169,18 @@ def _compare(
         rows[i] = np.int64(first_row + positions[i]) if seen else np.int64(ABSENT)
         num_unseen += 0 if seen else 1
     return num_unseen
+
+
+@njit(nogil=True, cache=True)
+def _take(kept: NDArray[np.uint32], first_row: np.uint64, num_rows: np.uint64, rows: NDArray[np.int64]) -> int:
+    """Put the rows kept at positions in place of those that follow them; count those that an altered file made none."""
+    num_wrong = 0
+    for i in range(len(rows)):
+        if rows[i] != ABSENT:
+            row = kept[np.uint64(rows[i]) - first_row]
+            rows[i] = np.int64(row) if np.uint64(row) < num_rows else np.int64(ABSENT)
+            num_wrong += 0 if np.uint64(row) < num_rows else 1
+    return num_wrong
 
 
 @njit(nogil=True, cache=True)

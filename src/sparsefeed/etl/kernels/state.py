@@ -40,18 +40,20 @@ def find_sorted(sorted_keys: NDArray[np.uint64], wanted: NDArray[np.uint64], fou
 
 
 @njit(nogil=True, cache=True)
-def take_floats(values: NDArray[np.float32], at: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    """Rows `at` of values [n, D] into out [m, D]; NaN where `at` is -1."""
+def take_floats(values: NDArray[np.float32], at: NDArray[np.int64], fill: bool, out: NDArray[np.float32]) -> None:
+    """Rows `at` of values [n, D] into out [m, D]; where `at` is -1 NaN if `fill`, else what was there."""
     for i in range(len(at)):
-        for j in range(out.shape[1]):
-            out[i, j] = values[at[i], j] if at[i] >= 0 else np.float32(np.nan)
+        if fill or at[i] >= 0:
+            for j in range(out.shape[1]):
+                out[i, j] = values[at[i], j] if at[i] >= 0 else np.float32(np.nan)
 
 
 @njit(nogil=True, cache=True)
-def take_keys(values: NDArray[np.uint64], at: NDArray[np.int64], out: NDArray[np.uint64]) -> None:
-    """Values `at` into out [m, 1]; 0 where `at` is -1."""
+def take_keys(values: NDArray[np.uint64], at: NDArray[np.int64], fill: bool, out: NDArray[np.uint64]) -> None:
+    """Values `at` into out [m, 1]; where `at` is -1 0 if `fill`, else what was there."""
     for i in range(len(at)):
-        out[i, 0] = values[at[i]] if at[i] >= 0 else np.uint64(0)
+        if fill or at[i] >= 0:
+            out[i, 0] = values[at[i]] if at[i] >= 0 else np.uint64(0)
 
 
 @njit(nogil=True, cache=True)
@@ -59,19 +61,23 @@ def take_lists(
     offsets: NDArray[np.int64],
     values: NDArray[np.uint64],
     at: NDArray[np.int64],
+    fill: bool,
     out: NDArray[np.uint64],
     lengths: NDArray[np.int64],
 ) -> None:
-    """Lists `at`, cut to the width of out [m, L] and 0 beyond their lengths [m]; empty where `at` is -1.
+    """Lists `at`, cut to the width of out [m, L] and 0 beyond their lengths [m].
 
     Args:
         offsets: int64 [n + 1]: list i is values[offsets[i]:offsets[i + 1]].
         values: uint64, of all lists.
-        at: int64 [m].
+        at: int64 [m], -1 for none.
+        fill: whether none is an empty list; else what was there stays.
         out: uint64 [m, L], written.
         lengths: int64 [m], written.
     """
     for i in range(len(at)):
+        if not fill and at[i] < 0:
+            continue
         start, length = np.int64(0), np.int64(0)
         if at[i] >= 0:
             start = offsets[at[i]]

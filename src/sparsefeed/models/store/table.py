@@ -164,28 +164,44 @@ class TableFile:
         all_rows, all_stored = all_rows[order], np.concatenate([self.overlay[kept], stored])[order]
         path = Path(folder) / f"{self.name}.npy"
         if len(all_rows) * _FOLD_SHARE > len(self.base):
-            chunks = self._folded(all_rows, all_stored, capacity_rows)
-            _write_array(path, (capacity_rows, self.base.shape[1]), self.base.dtype, chunks)
+            self._write_folded(path, all_rows, all_stored, capacity_rows)
             return
         os.link(self.path, path)
         if len(all_rows):
             _write_array(path.with_name(f"{self.name}.overlay_rows.npy"), all_rows.shape, all_rows.dtype, [all_rows])
             _write_array(path.with_name(f"{self.name}.overlay.npy"), all_stored.shape, self.base.dtype, [all_stored])
 
+    def fold(self, folder: Path) -> None:
+        """Write this table without an overlay into another folder of the same file system; one that has none is linked.
+
+        Args:
+            folder: where `<name>.npy` is written.
+        """
+        path = Path(folder) / f"{self.name}.npy"
+        if len(self.overlay_rows):
+            self._write_folded(path, self.overlay_rows, self.overlay, self.rows)
+        else:
+            os.link(self.path, path)
+
     @cached_property
     def _compiled(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.uint64]]:
         words = rank_words(self.overlay_rows, self.rows if len(self.overlay_rows) else 0)
         return flat(self.base, self.row_format), flat(self.overlay, self.row_format), words
 
-    def _folded(self, rows: NDArray[np.int64], stored: NDArray[Any], capacity_rows: int) -> Iterator[NDArray[Any]]:
-        for start in range(0, capacity_rows, _CHUNK_ROWS):
-            stop = min(start + _CHUNK_ROWS, capacity_rows)
-            chunk = np.zeros((stop - start, self.base.shape[1]), self.base.dtype)
-            old = self.base[start:stop]
-            chunk[: len(old)] = old
-            first, last = np.searchsorted(rows, [start, stop])
-            chunk[rows[first:last] - start] = stored[first:last]
-            yield chunk
+    def _write_folded(self, path: Path, rows: NDArray[np.int64], stored: NDArray[Any], capacity_rows: int) -> None:
+        """Write the base with stored rows put in or added."""
+
+        def chunks() -> Iterator[NDArray[Any]]:
+            for start in range(0, capacity_rows, _CHUNK_ROWS):
+                stop = min(start + _CHUNK_ROWS, capacity_rows)
+                chunk = np.zeros((stop - start, self.base.shape[1]), self.base.dtype)
+                old = self.base[start:stop]
+                chunk[: len(old)] = old
+                first, last = np.searchsorted(rows, [start, stop])
+                chunk[rows[first:last] - start] = stored[first:last]
+                yield chunk
+
+        _write_array(path, (capacity_rows, self.base.shape[1]), self.base.dtype, chunks())
 
 
 def _write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Any) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from sparsefeed.errors import DataError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, load_model
-from sparsefeed.models.torchrec.columns import Rows, check_trained_on, open_split, read_part
+from sparsefeed.models.torchrec.columns import Rows, check_trained_on, held_out_parts, open_split, read_part
 from sparsefeed.models.torchrec.earlier_ids import earlier_rows
 from sparsefeed.models.torchrec.lookup_keys import lookup_order
 from sparsefeed.models.torchrec.tables import RankingModel, embedding_tables
@@ -55,7 +55,7 @@ class Scorer:
         self._model.tables.embedding_bags[name].weight = nn.Parameter(torch.from_numpy(rows), requires_grad=False)
 
     def score(
-        self, folder: str | Path, random_only: bool = False, chain: Sequence[Path] = ()
+        self, folder: str | Path, random_only: bool = False, chain: Sequence[Path] = (), held_out: int = 0
     ) -> npt.NDArray[np.float32]:
         """Uncalibrated logits [n, R] of `ETL/train` or `ETL/eval`, in the order of its files and rows.
 
@@ -64,6 +64,7 @@ class Scorer:
             random_only: Score the rows of random sessions alone.
             chain: Where the rows are of a day that was added after the checkpoint was trained: the ETL results from the
                 checkpoint's to the day's. Ids that are new since are read as the checkpoint's own map reads them.
+            held_out: Score the last row groups alone, which training with so many `validation.rows` leaves out; 0: all.
 
         Raises:
             DataError: A column is missing, of another type, or holds an id outside its table.
@@ -78,6 +79,8 @@ class Scorer:
         capacities = {**self._capacities, **{name: len(rows) for name, rows in earlier.items()}}
         columns = Rows.columns(self._spec, weights=False)
         parts = open_split(self._spec, folder.parent, folder.name, columns)
+        if held_out:
+            _, parts = held_out_parts(parts, held_out)
         if random_only:
             columns = (*columns, "random")
         logits = [np.zeros((0, len(self._spec.responses)), np.float32)]

@@ -57,21 +57,32 @@ class SideState:
             lookups: of the side.
             keys: where the keys are written to, and what the state holds: per lookup uint64 [n, max_length].
         """
-        at = side.find(own_keys)
-        dense = np.empty((len(at), side.dense.shape[1]), np.float32)
-        take_floats(read_only(side.dense), at, dense)
-        ones, lengths = np.ones(len(at), np.int64), {}
+        num, at = len(own_keys), side.find(own_keys)
+        ones, lengths, others = np.ones(num, np.int64), {}, []
         for item in lookups:
-            lengths[item.name] = ones
+            lengths[item.name] = ones if item.kind == "id" else np.empty(num, np.int64)
             if item.name == own:
                 keys[item.name][:, 0] = own_keys
-            elif item.kind == "id":
-                take_keys(read_only(side.ids[item.name]), at, keys[item.name])
             else:
-                lengths[item.name] = np.empty(len(at), np.int64)
+                others.append(item)
+        state = cls(at >= 0, np.empty((num, side.dense.shape[1]), np.float32), keys, lengths)
+        state._take(side, at, others, fill=True)
+        if side.newer is not None:
+            at = side.newer.find(own_keys)
+            np.logical_or(state.found, at >= 0, out=state.found)
+            state._take(side.newer, at, others, fill=False)
+        return state
+
+    def _take(self, side: SnapshotSide, at: NDArray[np.int64], lookups: Sequence[LookupPlan], fill: bool) -> None:
+        """Take rows `at` of a side; where that is -1 nothing if `fill`, else what was taken before."""
+        take_floats(read_only(side.dense), at, fill, self.dense)
+        for item in lookups:
+            into = self.keys[item.name]
+            if item.kind == "id":
+                take_keys(read_only(side.ids[item.name]), at, fill, into)
+            else:
                 offsets, values = side.lists[item.name]
-                take_lists(read_only(offsets), read_only(values), at, keys[item.name], lengths[item.name])
-        return cls(at >= 0, dense, keys, lengths)
+                take_lists(read_only(offsets), read_only(values), at, fill, into, self.lengths[item.name])
 
     def override(self, changes: Iterable[tuple[int, Mapping[str, Value]]], dense: DensePlan, key_seed: int) -> None:
         """Replace features of single rows, in place; ids beyond a feature's `max_length` are dropped, in order."""

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsefeed.errors import TrainError
+from sparsefeed.models.config import TrainConfig
 from sparsefeed.models.torchrec.checkpoint import Checkpoint, discard_after, save
 from sparsefeed.models.torchrec.columns import Batch
 from sparsefeed.models.torchrec.io_tuning import Tuner

@@ -133,7 +133,7 @@ def test_a_model_that_is_worse_is_no_version_unless_it_is_forced(tmp_path: Path,
     train_model(RECIPE, place)
     export_serving(RECIPE, place)
     before = read_current(place.bundles)
-    wild = RECIPE.train.model_copy(update={"dense_learning_rate": 3.0, "warmup": 0.0, "epochs": 3})
+    wild = RECIPE.train.model_copy(update={"dense_learning_rate": 1.0, "table_learning_rate": 3.0, "warmup": 0.0})
     recipe = RECIPE.model_copy(update={"train": wild})
     with pytest.raises(ReleaseError, match=r"2026-11-04: the gate is shut, on \d+ impressions .* click: log loss"):
         refresh(recipe, place, DAYS[0], folder)

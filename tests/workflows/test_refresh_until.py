@@ -237,7 +237,7 @@ def test_a_part_that_was_cut_off_or_refused_is_in_nobodys_way(folder: Path, base
     with pytest.raises(KeyboardInterrupt):
         refresh(RECIPE, place, MOMENTS[0], folder, progress=stop)
     assert versions(place.bundles) == [before] == [read_current(place.bundles)]
-    wild = RECIPE.train.model_copy(update={"dense_learning_rate": 3.0, "warmup": 0.0, "epochs": 3})
+    wild = RECIPE.train.model_copy(update={"dense_learning_rate": 1.0, "table_learning_rate": 3.0, "warmup": 0.0})
     with pytest.raises(ReleaseError, match="2026-11-04T170000: the gate is shut"):
         refresh(RECIPE.model_copy(update={"train": wild}), place, MOMENTS[1], folder)
     made = refresh(RECIPE, place, DAYS[0], folder)

@@ -131,7 +131,7 @@ def refresh(
 def _parent(recipe: Recipe, workspace: Workspace, results: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
     """The version of the last of these results that became one, the last whole day at the latest, and those up to it.
 
-    It is `current`, if that is of the same model; where it was folded since, its last fold. A part whose refresh did not
+    It is `current`, if that is of the same model; folded since, its last fold. A part whose refresh did not
     come to its end, or whose gate was shut, is none.
     """
     from sparsefeed.models.bundle import open_version, read_current, versions

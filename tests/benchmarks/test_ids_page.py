@@ -27,7 +27,7 @@ def test_the_pages_python_blocks_run_one_after_the_other(tmp_path: Path, monkeyp
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     assert (tmp_path / "inverse" / "member").is_dir()
 
 

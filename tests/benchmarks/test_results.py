@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("python benchmarks/run.py", "python benchmarks/ablations.py", "python benchmarks/gpu_")
+COMMANDS = (
+    "python benchmarks/run.py",
+    "python benchmarks/ablations.py",
+    "python benchmarks/gpu_",
+    "python benchmarks/release_",
+)
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import results  # noqa: E402

@@ -105,6 +105,26 @@ def test_5_add_and_remove_move_no_other_row_and_fold_tells_the_old_rows() -> Non
     assert len(folded.overlay) == 0
 
 
+def test_5_merged_builds_such_a_base_too_and_moves_no_row(tmp_path: Path) -> None:
+    grown, _ = build().add(keys_of("new_1", "new_2"))
+    smaller = grown.remove(keys_of("id_0", "new_1"))
+    smaller.merged().save(tmp_path)
+    stay = [*IDS[1:], "new_2"]
+    for merged in (smaller.merged(), IdMap.load(tmp_path)):
+        assert len(merged.overlay) == 0
+        assert (merged.encode(stay) == smaller.encode(stay)).all()
+        assert (merged.own_rows(["id_0", "new_1"]) == -1).all()
+        assert (merged.num_rows, merged.num_admitted) == (smaller.num_rows, smaller.num_admitted)
+        assert merged.base.rows.dtype == np.uint32
+        positions = merged.base.positions(keys_of(*stay))
+        assert (merged.base.rows[positions] == smaller.encode(stay)).all()
+    again, rows = IdMap.load(tmp_path).add(keys_of("new_3", "id_7"))
+    assert rows.tolist() == [smaller.num_rows, smaller.encode(["id_7"])[0]]
+    assert (again.merged().encode(stay) == smaller.encode(stay)).all()
+    folded, old_row = again.fold()
+    assert (old_row[folded.encode(stay)] == smaller.encode(stay)).all()
+
+
 def test_6_admitted_strings_with_equal_keys_are_listed_and_told_apart(tmp_path: Path) -> None:
     rarer, frequent = GOLDEN["collision"]
     assert rarer != frequent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,32 @@ def test_8_ids_whose_keys_collide_share_the_row_of_the_later_write(tmp_path: Pat
     members = Snapshot.load(tmp_path / "etl" / "snapshot").member
     assert members.keys.tolist() == keys_of([early], spec).tolist() == keys_of([late], spec).tolist()
     assert members.dense.tolist() == [[2.0]]
+
+
+def test_9_the_overlay_is_asked_first_and_tells_the_moment(folder: Path, snapshot: Snapshot, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "snapshot")
+    side = snapshot.post
+    seen = SnapshotSide(
+        side.keys[3:4],
+        side.dense[3:4] + np.float32(1),
+        {name: values[3:4] for name, values in side.ids.items()},
+        {name: (np.zeros(2, np.int64), values[:0]) for name, (_, values) in side.lists.items()},
+    )
+    none = SnapshotSide(
+        snapshot.member.keys[:0],
+        snapshot.member.dense[:0],
+        {},
+        {name: (np.zeros(1, np.int64), values[:0]) for name, (_, values) in snapshot.member.lists.items()},
+    )
+    day = Snapshot(none, seen, snapshot.as_of_ms + 1, 0, SPEC.digest)
+    snapshot.save_overlay(tmp_path / "snapshot", day)
+    opened = Snapshot.load(tmp_path / "snapshot")
+    assert opened.as_of_ms == snapshot.as_of_ms + 1
+    whole = opened.whole()
+    assert whole.post.keys.tolist() == side.keys.tolist()
+    np.testing.assert_array_equal(whole.post.dense[3], side.dense[3] + 1)
+    np.testing.assert_array_equal(np.delete(whole.post.dense, 3, axis=0), np.delete(side.dense, 3, axis=0))
+    assert ragged(whole.post, "hashtags")[3] == []
+    np.save(tmp_path / "snapshot" / "overlay" / "post" / "hashtags.offsets.npy", np.array([0, 1]))
+    with pytest.raises(BundleError, match=r"overlay/post/hashtags\.offsets\.npy: must rise from 0 to 0"):
+        Snapshot.load(tmp_path / "snapshot")

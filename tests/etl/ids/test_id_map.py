@@ -240,6 +240,13 @@ class MapLife(RuleBasedStateMachine):
         self.map = folded
         self.truth = dict(zip(self.truth, rows.tolist(), strict=True))
 
+    @precondition(lambda self: self.map.overlay)
+    @rule()
+    def merge(self) -> None:
+        num_rows = self.map.num_rows
+        self.map = self.map.merged()
+        assert (len(self.map.overlay), self.map.num_rows) == (0, num_rows)
+
     @invariant()
     def it_answers_as_the_dictionary(self) -> None:
         strings = words(18)
@@ -286,6 +293,7 @@ def test_strings_with_equal_keys_have_rows_of_their_own(counts: dict[int, int], 
                 assert set(built.exceptions.by_key[key]) == {s.encode() for _, s in same}
         folded, old_row = built.fold()
         assert (old_row[folded.encode(admitted)] == rows).all()
+        assert (built.merged().encode(admitted) == rows).all()
 
 
 def test_an_unlisted_string_with_a_listed_key_is_unseen(narrow_keys: None) -> None:

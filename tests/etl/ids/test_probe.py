@@ -63,6 +63,19 @@ def test_the_overlay_wins_and_a_tombstone_sends_to_the_tail() -> None:
     assert rows[4] == 2 + 9 % TAIL
 
 
+@pytest.mark.parametrize("bits", [16, 64])
+def test_kept_rows_are_read_and_one_that_an_altered_file_made_none_is_the_tails(bits: int) -> None:
+    keys, own = random_keys(3000, 0), np.random.default_rng(1).permutation(3000) + FIRST
+    probe = probe_of(Base.build(keys, bits).with_rows(keys, own))
+    asked = np.concatenate([keys, random_keys(1001, 2)])
+    assert rows_of(probe, keys).tolist() == own.tolist()
+    assert rows_of(probe, asked).tolist() == [row_of_key(key, probe) for key in asked]
+    fewer = probe._replace(num_rows=np.uint64(FIRST + 1000))
+    expected = np.where(own < FIRST + 1000, own, 2 + (keys % np.uint64(TAIL)).astype(np.int64))
+    assert rows_of(fewer, keys).tolist() == expected.tolist()
+    assert [row_of_key(key, fewer) for key in keys] == expected.tolist()
+
+
 def test_strings_and_integers_are_hashed_on_the_way() -> None:
     strings, integers = [f"member_{i}" for i in range(3000)], np.arange(-1500, 1500)
     for ids, keys in ((strings, hash_strings(strings, 3)[0]), (integers, hash_ints(integers, 3))):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +19,7 @@ from sparsefeed.errors import DataError, ReleaseError
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.days import AddedDays
 from sparsefeed.etl.ids import IdMap, hash_strings
-from sparsefeed.models.bundle import open_version, read_current, verify, versions
+from sparsefeed.models.bundle import open_version, publish_version, read_current, verify, versions
 from sparsefeed.models.calibration import Calibration, Platt
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.gate import GateResult, compare_anew
@@ -106,53 +108,42 @@ def test_a_loop_goes_on_where_it_stopped(place: Workspace, folder: Path) -> None
         read_loop(place.loop)
 
 
-def test_a_retrain_makes_a_base_of_its_window_and_later_days_go_on_from_it(place: Workspace, folder: Path) -> None:
+def test_a_retrain_makes_a_base_of_its_window_and_what_nobody_needs_is_removed(place: Workspace, folder: Path) -> None:
     published: list[tuple[str, date]] = []
     days: list[LoopDay] = []
+    before = set(versions(place.bundles))
     for one in loop(
         scheduled(retrain_every=2, retrain_days=3),
         place,
         folder,
-        max_days=3,
         publish=lambda bundle, day: published.append((bundle, day)),
     ):
         days.append(one)
+        there = set(versions(place.bundles))
         assert has_row(place.bundles, "once") == (len(days) < 3)
         assert has_row(place.bundles, "m1")
         assert read_current(place.bundles) == one.bundle
-    assert [(one.day, one.retrained) for one in days] == list(zip(map(str, DAYS), (False, False, True), strict=False))
-    assert published == [(one.bundle, day) for one, day in zip(days, DAYS, strict=False)]
+        assert len(there) == 2
+        assert {path.name for path in place.deltas.iterdir()} == {line.day for line in days if line.bundle in there}
+        assert (one.pruned_bytes > 0) == bool(before - there or one.retrained)
+        before = there
+    assert [(one.day, one.retrained) for one in days] == list(
+        zip(map(str, DAYS), (False, False, True, False), strict=True)
+    )
+    assert published == [(one.bundle, day) for one, day in zip(days, DAYS, strict=True)]
     assert (days[0].retrain_s, days[2].retrain_s > 0) == (0.0, True)
-    assert place.base == str(DAYS[2])
+    assert [one.base == days[2].base for one in days] == [False, False, True, True]
     summary = json.loads((place.etl / "etl.json").read_text())
     assert (summary["train_days"], summary["eval_days"]) == ([str(DAYS[0]), str(DAYS[1])], [str(DAYS[2])])
     version = open_version(place.bundles, None)
-    assert (version.manifest.sequence, version.manifest.trained_days) == (1, tuple(map(str, DAYS[:3])))
+    assert (version.manifest.sequence, version.manifest.trained_days) == (2, tuple(map(str, DAYS)))
+    assert version.manifest.parent == days[2].bundle
     verify(version.path)
     assert json.loads(place.retrain_gate(DAYS[2]).read_text())["num_rows"] > 100
-    (last,) = loop(scheduled(retrain_every=2, retrain_days=3), place, folder)
-    assert (last.day, last.retrained, last.base) == (str(DAYS[3]), False, days[2].base)
-    assert days[1].base != days[2].base
-    assert open_version(place.bundles, None).manifest.parent == days[2].bundle
-    assert read_loop(place.loop) == [*days, last]
-
-
-def test_after_a_day_what_nobody_needs_is_gone_and_the_next_day_is_not_hurt(place: Workspace, folder: Path) -> None:
-    recipe = scheduled(retrain_every=2)
-    before: set[str] = set()
-    for one in loop(recipe, place, folder):
-        there = versions(place.bundles)
-        assert len(there) == 2
-        assert one.bundle in there
-        lines = [*read_loop(place.loop), one]
-        assert {path.name for path in place.deltas.iterdir()} == {line.day for line in lines if line.bundle in there}
-        assert (one.pruned_bytes > 0) == bool(before - set(there) or one.retrained)
-        before = set(there)
-        if one.retrained:
-            assert not any((place.root / name).exists() for name in ("etl", "etl-days", "training", "training-days"))
-            assert [path.name for path in (place.root / "bases").iterdir()] == [one.day]
-    again = refresh(recipe, place, DAYS[3], folder)
-    assert again.bundle == one.bundle
+    assert not any((place.root / name).exists() for name in ("etl", "etl-days", "training", "training-days"))
+    assert (place.base, [path.name for path in (place.root / "bases").iterdir()]) == (str(DAYS[2]), [str(DAYS[2])])
+    assert read_loop(place.loop) == days
+    assert refresh(RECIPE, place, DAYS[3], folder).bundle == days[3].bundle
 
 
 def test_current_and_what_a_caller_needs_are_not_pruned_nor_their_deltas(place: Workspace, folder: Path) -> None:
@@ -185,15 +176,19 @@ def test_a_retrain_that_is_worse_is_not_in_force_and_the_loop_goes_on_without_it
 
 
 def test_several_held_out_days_are_refreshed_after_a_retrain(place: Workspace, folder: Path) -> None:
-    recipe = scheduled(retrain_every=2)
+    recipe = scheduled(retrain_every=1)
     recipe = recipe.model_copy(update={"etl": recipe.etl.model_copy(update={"eval_days": 2})})
-    days = list(loop(recipe, place, folder, max_days=3))
-    assert days[2].retrained
-    assert [str(one.last_day) for one in AddedDays(place.etl, place.etl_days).chain()] == [str(day) for day in DAYS[:3]]
+    days = list(loop(recipe, place, folder, max_days=2))
+    assert days[1].retrained
+    assert [str(one.last_day) for one in AddedDays(place.etl, place.etl_days).chain()] == [
+        str(FIRST + timedelta(days=1)),
+        *map(str, DAYS[:2]),
+    ]
     version = open_version(place.bundles, None).manifest
-    assert (version.id, version.sequence, version.trained_days[-2:]) == (days[2].bundle, 2, tuple(map(str, DAYS[1:3])))
+    assert (version.id, version.sequence, version.trained_days[-2:]) == (days[1].bundle, 2, tuple(map(str, DAYS[:2])))
 
 
+@pytest.mark.timeout(900)
 def test_killed_at_any_step_a_loop_goes_on_and_nothing_of_the_old_base_is_lost(place: Workspace, folder: Path) -> None:
     recipe, whole = scheduled(retrain_every=1, retrain_days=3), Workspace(place.root.with_name("whole"))
     list(loop(recipe, place, folder, max_days=1))
@@ -229,6 +224,45 @@ def test_killed_at_any_step_a_loop_goes_on_and_nothing_of_the_old_base_is_lost(p
         assert (mine.tables / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def whole_of(root: Path, parent: str, progress: object) -> str:
+    """What sparsefeed.models.fold.fold promises: another version of the same model, the same one when asked again."""
+    version = open_version(root, parent)
+    manifest = version.manifest.model_copy(
+        update={"id": f"{parent}-whole", "parent": parent, "parent_digest": version.digest}
+    )
+
+    def build(folder: Path) -> None:
+        for path in version.path.iterdir():
+            if path.name not in ("bundle.json", "recorded.json", "READY", "SHA256SUMS"):
+                (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / path.name)
+        manifest.save(folder)
+
+    return publish_version(root, manifest.id, build).name
+
+
+def test_a_folded_version_takes_the_place_of_the_days_and_the_next_day_goes_on_from_it(
+    place: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sparsefeed.models.fold", SimpleNamespace(fold=whole_of))
+    recipe, published = scheduled(fold_every=2), list[str]()
+
+    def into_service(bundle: str, day: date) -> None:
+        published.append(bundle)
+        if len(published) == 2:
+            raise KeyboardInterrupt  # cut off after the fold
+
+    with pytest.raises(KeyboardInterrupt):
+        list(loop(recipe, place, folder, publish=into_service))
+    days = [*read_loop(place.loop), *loop(recipe, place, folder, publish=into_service)]
+    assert [one.folded for one in days] == [False, True, False, True]
+    assert [one.bundle.endswith("-whole") for one in days] == [False, True, False, True]
+    assert published == [days[0].bundle, days[1].bundle, *(one.bundle for one in days[1:])]
+    assert read_current(place.bundles) == days[3].bundle
+    third = open_version(place.bundles, days[2].bundle).manifest
+    assert (third.parent, days[1].fold_s > 0, days[2].fold_s) == (days[1].bundle, True, 0.0)
+    assert days[1].version_bytes > days[2].version_bytes
+
+
 def test_a_model_is_neither_better_nor_worse_than_itself_and_better_than_one_shifted(
     place: Workspace, folder: Path
 ) -> None:
@@ -246,8 +280,8 @@ def test_a_model_is_neither_better_nor_worse_than_itself_and_better_than_one_shi
         assert other.responses[name].candidate == one.candidate < other.responses[name].running
         assert other.responses[name].increase_at_least < -0.1
     assert GateResult.of(asdict(other)) == other
-    with pytest.raises(DataError, match="is no day that was added"):
-        compare_anew(RECIPE.feed, model, chain, model, [chain[1], chain[1]], shifted, "none")
+    with pytest.raises(DataError, match=r"no impression of a random session that is in .*etl/train, too"):
+        compare_anew(RECIPE.feed, model, chain, model, chain[:1], shifted, "none")
 
 
 def test_a_window_moves_with_the_day_and_keeps_its_days_that_are_only_fitted_on() -> None:

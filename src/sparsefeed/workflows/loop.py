@@ -1,8 +1,9 @@
 """Loop: every day of the logs that is not there yet judged, refreshed and published, one after the other.
 
-After some days, by the recipe's schedule, all is trained anew first (workflows.retrain); at a day's end what nobody
-needs any more is removed. Each step finds its own work done, so a loop that was cut off goes on where it stopped when
-it is started again. A line of JSON a day says what the day cost and how good the model before it was on it.
+After some days, by the recipe's schedule, all is trained anew first (workflows.retrain), or the version's overlays are
+merged into whole files; at a day's end what nobody needs any more is removed. Each step finds its own work done, so a
+loop that was cut off goes on where it stopped when it is started again. A line of JSON a day says what the day cost and
+how good the model before it was on it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class LoopDay:
         refresh_s: seconds of training, gate and delta.
         publish_s: seconds until running servers answered by it, its canary included; 0 where none was asked for.
         delta_bytes: of the delta's files.
-        version_bytes: of the new version's files that its parent does not share; of all, on a day of a retrain.
+        version_bytes: of the new versions' files that a parent does not share; of all, on a day of a retrain.
         peak_memory_bytes: of this process and the largest of its children, so far.
         quality: response -> AUC, log loss, predicted/actual, on the day's random sessions, of the model before it.
         base: fingerprint of the ETL result that the version goes back to.
         retrained: whether the day's version goes back to a base that was made on this day.
+        folded: whether the version's overlays were merged into whole files.
         retrain_s: seconds of the new base: ETL, training, gate and export.
+        fold_s: seconds of merging.
         prune_s: seconds of removing.
         pruned_bytes: that the disk got back.
     """
@@ -66,7 +69,9 @@ class LoopDay:
     quality: dict[str, dict[str, float]]
     base: str = ""
     retrained: bool = False
+    folded: bool = False
     retrain_s: float = 0.0
+    fold_s: float = 0.0
     prune_s: float = 0.0
     pruned_bytes: int = 0
 
@@ -85,7 +90,7 @@ def loop(
     """Refresh the days after the last that was, in order; yield each when it is done.
 
     Args:
-        recipe: of the workspace; `release.schedule` says when all is trained anew.
+        recipe: of the workspace; `release.schedule` says when all is trained anew or folded.
         workspace: with a base that was exported.
         logs: default: the workspace's.
         max_days: stop after so many; None: at the last day of the logs.
@@ -109,8 +114,9 @@ def loop(
     seen, skip = {one.day for one in done}, recipe.etl.on_bad_file == "skip"
     days = days_of(logs or workspace.logs, base.last_day + _DAY, date.max, skip)
     for day in [day for day in days if str(day) not in seen][:max_days]:
-        finished = _Day(recipe, workspace, day, logs, force, progress).run(publish, releases)
+        finished = _Day(recipe, workspace, day, logs, force, progress).run(done, publish, releases)
         ReleaseLog(workspace.loop).append(asdict(finished))
+        done.append(finished)
         done.append(finished)
         yield finished
 
@@ -126,27 +132,35 @@ class _Day:
     force: bool
     progress: Progress
 
-    def run(self, publish: Callable[[str, date], object] | None, releases: Sequence[Release]) -> LoopDay:
+    def run(
+        self, done: Sequence[LoopDay], publish: Callable[[str, date], object] | None, releases: Sequence[Release]
+    ) -> LoopDay:
         """Do what of it is not done yet; what the log says of it."""
         workspace, clock = self.workspace, _Clock()
         judged, etl_s = self._judge(), clock.lap()
         retrained, retrain_s = self._retrain(), clock.lap()
         rows = add_day(self.recipe, workspace, self.day, self.logs, self.progress)["num_train_rows"]
         made = refresh(self.recipe, workspace, self.day, self.logs, force=self.force, progress=self.progress)
-        refresh_s = clock.lap()
-        if publish:
-            self.progress(0, 1, f"{self.day}: into service")
-            publish(made.bundle, self.day)
-        publish_s = clock.lap() if publish else 0.0
         delta_bytes = _bytes(made.delta)
         version_bytes = _bytes(workspace.bundles / "versions" / made.bundle, own=not retrained)
+        refresh_s = clock.lap()
+        folded, bundle = not retrained and self._must_fold(done), made.bundle
+        if folded:
+            self.progress(0, 1, f"{self.day}: merging overlays")
+            bundle = _fold(workspace.bundles, made.bundle, self.progress)
+            version_bytes += _bytes(workspace.bundles / "versions" / bundle, own=True)
+        fold_s = clock.lap() if folded else 0.0
+        if publish:
+            self.progress(0, 1, f"{self.day}: into service")
+            publish(bundle, self.day)
+        publish_s = clock.lap() if publish else 0.0
         self.progress(0, 1, f"{self.day}: removing what nobody needs")
         keep = self.recipe.release.keep_versions
-        pruned_bytes = prune_workspace(workspace, self.day, releases, keep, {made.bundle, made.parent})
+        pruned_bytes = prune_workspace(workspace, self.day, releases, keep, {bundle, made.bundle, made.parent})
         self.progress(1, 1, f"{self.day}: done")
         return LoopDay(
             day=str(self.day),
-            bundle=made.bundle,
+            bundle=bundle,
             rows=rows,
             etl_s=etl_s,
             refresh_s=refresh_s,
@@ -157,7 +171,9 @@ class _Day:
             quality={r: _figures(models["refreshed"]) for r, models in judged["responses"].items()},
             base=_base(workspace)["fingerprint"],
             retrained=retrained,
+            folded=folded,
             retrain_s=retrain_s if retrained else 0.0,
+            fold_s=fold_s,
             prune_s=clock.lap(),
             pruned_bytes=pruned_bytes,
         )
@@ -189,6 +205,22 @@ class _Day:
             for earlier in held_out_days(self.recipe, self.workspace, self.day, self.logs)[:-1]:
                 refresh(self.recipe, self.workspace, earlier, self.logs, force=self.force, progress=self.progress)
         return True
+
+    def _must_fold(self, done: Sequence[LoopDay]) -> bool:
+        """Whether it is time, since the last day whose version was whole: of a fold, a retrain, or the base's own."""
+        every = self.recipe.release.schedule.fold_every
+        whole = [_base(self.workspace)["train_days"][-1], *(one.day for one in done if one.folded or one.retrained)]
+        return every is not None and (self.day - date.fromisoformat(max(whole))).days >= every
+
+
+def _fold(root: Path, bundle: str, progress: Progress) -> str:
+    """Make a version without overlays of this one, and point `current` at it; done before, it is the same again."""
+    from sparsefeed.models.bundle import set_current
+    from sparsefeed.models.fold import fold  # type: ignore[import-not-found]
+
+    whole: str = fold(root, bundle, progress)
+    set_current(root, whole)
+    return whole
 
 
 class _Clock:

@@ -74,6 +74,7 @@ def show_loop_day(one: Any) -> None:
         "ETL": one.etl_s,
         "a new base": one.retrain_s,
         "training and delta": one.refresh_s,
+        "folding": one.fold_s,
         "publishing": one.publish_s,
     }
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.items() if seconds)

@@ -65,7 +65,7 @@ def test_quality_seconds_bytes_and_memory_are_drawn_by_day(workspace: Workspace)
     assert drawn["Bytes written and removed"].label.endswith("delta 2.00 MB, new version 5.00 MB, removed 2.33 MB")
     assert drawn["Peak memory"].label == "Peak memory: 1.50 GB on the first day, 1.50 GB on the last"
     (table,) = (item for part in found.parts for item in part.items if isinstance(item, Table))
-    assert table.rows[1][:7] == ("11-05", "20261105-aaaa", "5,000", "2.0", "9.0", "3.0", "–")
+    assert table.rows[1][:8] == ("11-05", "20261105-aaaa", "5,000", "2.0", "9.0", "3.0", "–", "–")
     assert {len(row) for row in table.rows} == {len(table.heads)}
 
 

@@ -36,6 +36,7 @@ class Schedule(Frozen):
 
     retrain_every: int | None = Field(default=None, ge=1)  # since the last day that the base read: all is made anew
     retrain_days: int | None = Field(default=None, ge=2)  # that a retrain reads, the day included; None: as etl.since
+    fold_every: int | None = Field(default=None, ge=1)  # since a version was whole: its overlays become whole files
 
 
 class ReleaseConfig(Frozen):

@@ -18,6 +18,7 @@ _STEPS = {
     "ETL and judging": "etl_s",
     "a new base": "retrain_s",
     "training and delta": "refresh_s",
+    "folding": "fold_s",
     "into service": "publish_s",
     "removing": "prune_s",
 }

@@ -18,7 +18,6 @@ from sparsefeed.models.bundle import open_version, read_current, verify, version
 from sparsefeed.models.config import ModelConfig, TrainConfig
 from sparsefeed.models.torchrec.checkpoint import finished
 from sparsefeed.workflows.cli import app
-from sparsefeed.workflows.loop import loop, read_loop
 from sparsefeed.workflows.recipe import Recipe
 from sparsefeed.workflows.refresh import refresh
 from sparsefeed.workflows.release.config import Gate, ReleaseConfig
@@ -150,28 +149,6 @@ def test_a_day_goes_on_from_the_day_before(workspace: Workspace, folder: Path, t
     export_serving(RECIPE, place)
     with pytest.raises(Exception, match=r"day 2026-11-04 comes after 2026-11-03; add it before 2026-11-05"):
         refresh(RECIPE, place, DAYS[1], folder)
-
-
-def test_a_loop_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
-    place, published = Workspace(tmp_path), []
-    prepare(RECIPE, place, folder)
-    train_model(RECIPE, place)
-    export_serving(RECIPE, place)
-    first = list(loop(RECIPE, place, folder, max_days=1, publish=published.append))
-    with place.loop.open("a") as file:
-        file.write('{"day": "2026-11-05", "bun')  # as a crash leaves it
-    rest = list(loop(RECIPE, place, folder, max_days=1, publish=published.append))
-    assert [one.day for one in (*first, *rest)] == [str(day) for day in DAYS]
-    assert read_loop(place.loop) == [*first, *rest]
-    assert published == [one.bundle for one in (*first, *rest)]
-    assert read_current(place.bundles) == rest[0].bundle
-    for one in (*first, *rest):
-        assert one.delta_bytes > 0
-        assert 0 < one.version_bytes < sum(p.stat().st_size for p in place.bundles.rglob("*") if p.is_file())
-        assert set(one.quality) == {response.name for response in RECIPE.feed.responses}
-    place.loop.write_text("[1]\n")
-    with pytest.raises(ReleaseError, match=r"loop\.jsonl: line 1"):
-        read_loop(place.loop)
 
 
 def test_the_keys_of_a_later_snapshot_win(workspace: Workspace) -> None:

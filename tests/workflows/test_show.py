@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from sparsefeed.workflows.show import show_quality, show_slices
+from sparsefeed.workflows.show import show_loop_day, show_quality, show_slices
 from tests.workflows.report.conftest import cut, evaluation
+from tests.workflows.report.test_days import day
 
 
 def shown(capsys: pytest.CaptureFixture[str], show: Any, result: dict[str, Any]) -> list[list[str]]:
@@ -50,3 +51,16 @@ def test_an_auc_that_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[str]
     value["slices"]["position"]["1"]["responses"]["like"]["ips"]["expected"]["auc"] = float("nan")
 
     assert shown(capsys, show_slices, value)[-3][-1] == "–/0.620"
+
+
+def test_a_day_of_the_loop_is_one_line_of_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+    show_loop_day(day(4))
+    show_loop_day(day(5, retrain_s=9.0, publish_s=1.5, pruned_bytes=7_100_000))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        "2026-11-04: bundle 20261104-aaaa; ETL 2.0 s, training and delta 3.0 s; delta 2.0 MB, removed 0.0 MB; "
+        "AUC of the day before's model: click 0.6400, like 0.5400"
+    )
+    assert (
+        "ETL 2.0 s, a new base 9.0 s, training and delta 3.0 s, publishing 1.5 s; delta 2.0 MB, removed 7.1" in second
+    )

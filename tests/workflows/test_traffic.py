@@ -32,6 +32,16 @@ def test_more_candidates_than_a_session_has_are_filled_up_with_the_days_posts(lo
         assert any(rows <= set(posts) for rows in own)
 
 
+def test_another_days_sessions_are_asked_as_they_were_shown(logs_folder: Path) -> None:
+    spec, first = logs.spec(), logs.START.date()
+    day = last_day(logs_folder, spec, ["member_id", "post_id", "time"], first).to_pandas().dropna()
+    sessions = {key: list(dict.fromkeys(rows)) for key, rows in day.groupby(["member_id", "time"])["post_id"]}
+    assert set(day["time"].dt.date) == {first}
+    for member, posts in real_requests(spec, logs_folder, None, 100, day=first):
+        assert set(posts) <= {post for (owner, _), rows in sessions.items() if owner == member for post in rows}
+        assert 0 < len(posts) <= 4
+
+
 def test_members_ask_by_zipfs_law(logs_folder: Path) -> None:
     spec = logs.spec()
     day = last_day(logs_folder, spec, ["member_id", "post_id"]).to_pandas().dropna()

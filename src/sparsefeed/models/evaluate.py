@@ -35,6 +35,7 @@ __all__ = [
     "Baseline",
     "EvaluationRows",
     "HeldOut",
+    "cross_calibrated",
     "evaluate",
     "evaluate_day",
     "fit_calibration",
@@ -170,9 +171,9 @@ def fit_calibration(
     return Calibration.fit(spec, held_out.logits, held_out.rows.labels, kind=kind)
 
 
-def _half(rows: EvaluationRows) -> NDArray[np.bool_]:
+def _half(labels: Floats) -> NDArray[np.bool_]:
     # Drawn, not alternating: rows of a session stand in the order of their positions.
-    return np.random.default_rng(0).random(len(rows.labels)) < 0.5
+    return np.random.default_rng(0).random(len(labels)) < 0.5
 
 
 def _scored(spec: FeedSpec, scorer: Scorer, data: Path, truth: Path | None) -> tuple[EvaluationRows, Floats]:
@@ -369,12 +370,22 @@ def _metrics(labels: NDArray[Any], p: NDArray[np.float64], members: NDArray[np.i
     }
 
 
-def _calibrated(spec: FeedSpec, rows: EvaluationRows, logits: Floats, kind: CalibrationKind) -> dict[str, Any]:
-    """Every row by a calibration of the half that it is not in: what one of all rows does on rows it has not seen."""
-    half = _half(rows)
+def cross_calibrated(
+    spec: FeedSpec, labels: Floats, logits: Floats, kind: CalibrationKind = "platt"
+) -> NDArray[np.float64]:
+    """Probabilities [n, R] of logits [n, R], every row by a calibration of the half that it is not in.
+
+    So is measured what a calibration of all rows does on rows it has not seen.
+    """
+    half = _half(labels)
     p = np.empty(logits.shape, np.float64)
     for part in (half, ~half):
-        p[part] = Calibration.fit(spec, logits[~part], rows.labels[~part], kind=kind).probability(logits[part])
+        p[part] = Calibration.fit(spec, logits[~part], labels[~part], kind=kind).probability(logits[part])
+    return p
+
+
+def _calibrated(spec: FeedSpec, rows: EvaluationRows, logits: Floats, kind: CalibrationKind) -> dict[str, Any]:
+    p = cross_calibrated(spec, rows.labels, logits, kind)
     labels = rows.labels if rows.truth is None else rows.truth
     members = _members(spec, rows.ids, len(rows.labels))
     return {r.name: _metrics(labels[:, i], p[:, i], members) for i, r in enumerate(spec.responses)}

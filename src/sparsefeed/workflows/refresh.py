@@ -16,10 +16,11 @@ from sparsefeed.errors import BundleError, ReleaseError
 from sparsefeed.etl.moment import Moment
 from sparsefeed.progress import Progress, silent
 from sparsefeed.workflows.recipe import Recipe
+from sparsefeed.workflows.release.config import Gate
 from sparsefeed.workflows.stages import add_day, days_up_to, read_etl, train_day, training_of, write_json
 from sparsefeed.workflows.workspace import Workspace
 
-__all__ = ["Refreshed", "refresh"]
+__all__ = ["Refreshed", "must_not_be_worse", "refresh", "running_model"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def refresh(
     checkpoint = train_day(trained, workspace, day, progress=progress, changed_from=before).checkpoint
     progress(0, 1, "comparing with what is current")
     spec, _ = read_etl(recipe, workspace)
-    running, start = _running(recipe, workspace, results, len(before) - 1)
+    running, start = running_model(recipe, workspace, results, len(before) - 1)
     found = compare(
         spec,
         Scorer(spec, checkpoint),
@@ -99,17 +100,9 @@ def refresh(
         held_out.rows,
         gate.confidence,
     )
-    write_json(workspace.evaluation_day(results[-1].name).with_suffix(".gate.json"), asdict(found))
-    if (worse := found.worse(gate.tolerance)) and not force:
-        said = "; ".join(
-            f"{name}: log loss {one.candidate:.5f}, of current {one.running:.5f}, more by {one.increase_at_least:.5f} "
-            "at least"
-            for name, one in worse.items()
-        )
-        raise ReleaseError(
-            f"{day}: the gate is shut, on {found.num_rows:,} impressions of random sessions: {said}; look at the day's "
-            "logs (`sparsefeed eval --day`), or give --force"
-        )
+    write_json(workspace.gate(results[-1].name), asdict(found))
+    if not force:
+        must_not_be_worse(found, gate, f"{day}: the gate", "look at the day's logs (`sparsefeed eval --day`)")
     training = training_of(workspace, recipe.train.weights, results)
     metrics = {"num_rows": found.num_rows, "gate": {name: asdict(one) for name, one in found.responses.items()}}
     delta = export_delta(
@@ -148,12 +141,33 @@ def _parent(recipe: Recipe, workspace: Workspace, results: Sequence[Any]) -> tup
     if not found:
         command = "sparsefeed export" if len(results) == 1 else f"sparsefeed refresh --day {last}"
         raise BundleError(f"{workspace.bundles}: no version of the model of {last}; run `{command}` first")
-    current = read_current(workspace.bundles)
-    return latest_fold(next((one for one in found if one.id == current), found[-1]), found), results
+    # Several: folded, or of another base. The one that serves, or that it came from, is meant; else the newest.
+    ids, current = {one.id: one for one in found}, read_current(workspace.bundles)
+    parent = open_version(workspace.bundles, current).manifest.parent if current else None
+    newest = max(found, key=lambda one: (one.manifest.created, one.manifest.parent in ids))
+    return latest_fold(ids.get(current or "") or ids.get(parent or "") or newest, found), results
 
 
-def _running(recipe: Recipe, workspace: Workspace, results: Sequence[Any], parent: int) -> tuple[Path, int]:
-    """The model of `current`, or where that is none of those before the last that of the parent, and its place."""
+def must_not_be_worse(found: Any, gate: Gate, what: str, mend: str) -> None:
+    """ReleaseError where a GateResult says that a response's log loss grew by more than the gate tolerates."""
+    if worse := found.worse(gate.tolerance):
+        said = "; ".join(
+            f"{name}: log loss {one.candidate:.5f}, of current {one.running:.5f}, more by {one.increase_at_least:.5f} "
+            "at least"
+            for name, one in worse.items()
+        )
+        raise ReleaseError(
+            f"{what} is shut, on {found.num_rows:,} impressions of random sessions: {said}; {mend}, or give --force"
+        )
+
+
+def running_model(
+    recipe: Recipe, workspace: Workspace, results: Sequence[Any], parent: int | None = None
+) -> tuple[Path, int]:
+    """The model of `current`, and the place of its result among these.
+
+    Where that is none of those before the last, it is `parent`, the place of one of them; by default the one before it.
+    """
     from sparsefeed.models.bundle import open_version
     from sparsefeed.models.torchrec.checkpoint import finished
 
@@ -161,7 +175,7 @@ def _running(recipe: Recipe, workspace: Workspace, results: Sequence[Any], paren
     days = [result.name for result in results[:-1]]
     last = current.manifest.trained_days[-1]
     # Not there: refreshed before, the call is repeated, and the day is compared with what it was then.
-    start = days.index(last) if last in days else parent
+    start = days.index(last) if last in days else len(days) - 1 if parent is None else parent
     checkpoint = finished(training_of(workspace, recipe.train.weights, results[: start + 1]))
     assert checkpoint is not None, "train_day has found all of them"
     return checkpoint, start

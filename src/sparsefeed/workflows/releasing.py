@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+import time
+from collections.abc import Callable
+from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +14,17 @@ import typer
 
 from sparsefeed.errors import ReleaseError
 from sparsefeed.etl.moment import Moment
+from sparsefeed.progress import Progress
 from sparsefeed.workflows.console import console, stage
 from sparsefeed.workflows.options import ARTIFACTS, TINY, LogsFolder, RecipeName, Root
-from sparsefeed.workflows.show import show_judgement
+from sparsefeed.workflows.show import show_judgement, show_loop_day
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = ["canary", "fold", "loop", "publish", "pull", "push", "refresh", "rollback", "shadow"]
 
 canary = typer.Typer(no_args_is_help=True, help="Give a bundle some members, and judge it beside the stable one.")
 shadow = typer.Typer(no_args_is_help=True, help="Ask a bundle, too, and give its answers to nobody.")
+_REPLAYED = 1000  # requests of a day that are drawn, and sent over and over
 
 
 BundleId = Annotated[str | None, typer.Argument(help="A version's id; default: the current one.", show_default=False)]
@@ -43,6 +48,15 @@ def _load(recipe: str) -> Any:
     return load_recipe(recipe)
 
 
+def _publish(
+    releases: list[Any], root: Path, bundle: str | None, recipe: Any, wave: int | None, why: str, progress: Progress
+) -> Any:
+    from sparsefeed.workflows.release.publish import publish as publish_bundle
+
+    keep = recipe.release.keep_versions
+    return publish_bundle(releases, root, bundle, recipe.serving, wave=wave, keep=keep, why=why, progress=progress)
+
+
 def publish(
     bundle: BundleId = None,
     recipe: RecipeName = TINY,
@@ -52,20 +66,9 @@ def publish(
     why: Why = "",
 ) -> None:
     """Put a bundle into service on running servers: verified, loaded beside, tested, then switched to."""
-    from sparsefeed.workflows.release.publish import publish as publish_bundle
-
     loaded, releases = _load(recipe), _open(workspace, servers)
     with stage("publish") as progress:
-        version = publish_bundle(
-            releases,
-            Workspace(workspace).bundles,
-            bundle,
-            loaded.serving,
-            wave=wave,
-            keep=loaded.release.keep_versions,
-            why=why,
-            progress=progress,
-        )
+        version = _publish(releases, Workspace(workspace).bundles, bundle, loaded, wave, why, progress)
     console.print(f"bundle {version.id} answers on {', '.join(release.name for release in releases)}")
 
 
@@ -123,29 +126,60 @@ def loop(
     servers: Servers = None,
     wave: Annotated[int | None, typer.Option(min=1, help="Servers at a time; a wave that fails is taken back.")] = None,
     publish_it: Annotated[bool, typer.Option("--publish", help="Every version into running servers.")] = False,
+    canary_percent: Annotated[
+        float | None,
+        typer.Option("--canary", metavar="PERCENT", help="Every version to these members first; to all if it passes."),
+    ] = None,
+    replayed: Annotated[
+        bool, typer.Option("--replay", help="Send servers the day's requests while a canary is watched.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Also where a version is worse than what is current.")] = False,
 ) -> None:
     """Judge, refresh and publish every day of the logs that is not there yet; goes on where it stopped."""
     from sparsefeed.workflows.loop import loop as loop_days
+    from sparsefeed.workflows.release.promotion import through_canary
+    from sparsefeed.workflows.traffic import real_requests, replay
 
-    def into_service(bundle: str) -> None:
-        publish(bundle, recipe, workspace, servers, wave, "loop")
-
+    if canary_percent is not None and (publish_it or wave):
+        raise typer.BadParameter("leave --publish and --wave out; a canary becomes all", param_hint="--canary")
+    if replayed and canary_percent is None:
+        raise typer.BadParameter("is for the time of a canary; give --canary, too", param_hint="--replay")
     place, loaded = Workspace(workspace), _load(recipe)
+    releases = _open(workspace, servers) if publish_it or canary_percent is not None else []
     with stage("loop") as progress:
+
+        def into_service(bundle: str, day: date) -> None:
+            if canary_percent is None:
+                _publish(releases, place.bundles, bundle, loaded, wave, "loop", progress)
+                return
+            sleep: Callable[[float], object] = time.sleep
+            if replayed:
+                urls, most = [release.place.grpc_url for release in releases], loaded.serving.max_candidates
+                asked = real_requests(loaded.feed, logs or place.logs, None, _REPLAYED, day=day)
+                sleep = partial(replay, urls, [(member, posts[:most]) for member, posts in asked])
+            through_canary(
+                releases,
+                place.bundles,
+                bundle,
+                canary_percent,
+                loaded.release,
+                loaded.serving,
+                why=f"loop, {day}",
+                sleep=sleep,
+                progress=progress,
+            )
+
         for one in loop_days(
             loaded,
             place,
             logs,
             max_days=days,
-            publish=into_service if publish_it else None,
+            publish=into_service if releases else None,
+            releases=releases,
             force=force,
             progress=progress,
         ):
-            took = f"ETL {one.etl_s:.1f} s, training and delta {one.refresh_s:.1f} s, publishing {one.publish_s:.1f} s"
-            quality = ", ".join(f"{name} {figures['auc']:.4f}" for name, figures in one.quality.items())
-            said = f"{took}; delta {one.delta_bytes / 1e6:.1f} MB; AUC of the day before's model: {quality}"
-            console.print(f"{one.day}: bundle {one.bundle}; {said}", soft_wrap=True)
+            show_loop_day(one)
 
 
 def rollback(

@@ -14,6 +14,7 @@ __all__ = [
     "show_io",
     "show_judgement",
     "show_latency",
+    "show_loop_day",
     "show_plan",
     "show_quality",
     "show_ranking",
@@ -65,6 +66,22 @@ def show_judgement(judgement: Any) -> None:
     console.print(table)
     counted = f"{judgement.canary_requests:,} requests of the canary, {judgement.stable_requests:,} of the stable"
     console.print(f"{judgement.verdict}: {judgement.why}; {counted}", soft_wrap=True)
+
+
+def show_loop_day(one: Any) -> None:
+    """A line of what a day of the loop gave and took (workflows.loop.LoopDay)."""
+    steps = {
+        "ETL": one.etl_s,
+        "a new base": one.retrain_s,
+        "training and delta": one.refresh_s,
+        "folding": one.fold_s,
+        "publishing": one.publish_s,
+    }
+    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.items() if seconds)
+    quality = ", ".join(f"{name} {figures['auc']:.4f}" for name, figures in one.quality.items())
+    sizes = f"delta {one.delta_bytes / 1e6:.1f} MB, removed {one.pruned_bytes / 1e6:.1f} MB"
+    said = f"{took}; {sizes}; AUC of the day before's model: {quality}"
+    console.print(f"{one.day}: bundle {one.bundle}; {said}", soft_wrap=True)
 
 
 def show_io(tried: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from sparsefeed.etl.spec import Frozen
 
-__all__ = ["Gate", "Guardrails", "ReleaseConfig"]
+__all__ = ["Gate", "Guardrails", "ReleaseConfig", "Schedule"]
 
 
 class Guardrails(Frozen):
@@ -31,6 +31,14 @@ class Gate(Frozen):
     tolerance: float = Field(default=0.0, ge=0)  # share by which a log loss may grow
 
 
+class Schedule(Frozen):
+    """What `sparsefeed loop` does beside a day's refresh, and after how many days; None: never."""
+
+    retrain_every: int | None = Field(default=None, ge=1)  # since the last day that the base read: all is made anew
+    retrain_days: int | None = Field(default=None, ge=2)  # that a retrain reads, the day included; None: as etl.since
+    fold_every: int | None = Field(default=None, ge=1)  # since a version was whole: its overlays become whole files
+
+
 class ReleaseConfig(Frozen):
     """How releases are kept and canaries judged."""
 
@@ -39,3 +47,4 @@ class ReleaseConfig(Frozen):
     look_every_s: float = Field(default=10.0, gt=0)  # of `canary watch`
     guardrails: Guardrails = Guardrails()
     gate: Gate = Gate()
+    schedule: Schedule = Schedule()

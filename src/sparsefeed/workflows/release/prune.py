@@ -1,13 +1,14 @@
 """Prune: versions nobody needs go, and nothing that anybody may still be sent to.
 
-Kept are the newest versions, `current`, whatever the routes of a server name (previous ones included), and whatever a
-running server has ready. Every server that reads from a root is asked; `Release.create` keeps the register.
+Kept are the newest versions, `current`, what the caller names, whatever the routes of a server name (previous ones
+included), and whatever a running server has ready. Every server that reads from a root is asked; `Release.create`
+keeps the register.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sparsefeed.errors import BundleError, ReleaseError, ServeError
@@ -19,13 +20,14 @@ from sparsefeed.workflows.serving.request import RANKER, STEPS, step_name
 __all__ = ["prune"]
 
 
-def prune(releases: Sequence[Release], root: Path, keep: int) -> list[str]:
+def prune(releases: Sequence[Release], root: Path, keep: int, needed: Collection[str] = ()) -> list[str]:
     """Unload, from these servers, what no request can reach, and remove old versions.
 
     Args:
         releases: servers whose spare bundles are unloaded; the one before the stable stays loaded, for a rollback.
         root: of the bundles.
         keep: newest versions that stay.
+        needed: versions that stay, too.
 
     Returns:
         Ids of the versions removed. None are, where a server's routes cannot be read.
@@ -36,7 +38,7 @@ def prune(releases: Sequence[Release], root: Path, keep: int) -> list[str]:
             for bundle in (release.ready() or frozenset()) - routes.named - frozenset(routes.previous[:1]):
                 release.control.unload(bundle)
     try:
-        named = _named(releases, root)
+        named = _named(releases, root) | set(needed)
     except (ReleaseError, ServeError):
         return []
     removed = []

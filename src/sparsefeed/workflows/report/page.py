@@ -20,7 +20,7 @@ def write_report(workspace: Workspace) -> Path:
         The page's path.
 
     Raises:
-        DataError, SpecError, BundleError: a file of the run is damaged; the message names it.
+        DataError, SpecError, BundleError, ReleaseError: a file of the run is damaged; the message names it.
         ToolError: the extra `report` is not installed.
     """
     from sparsefeed.workflows.report.run import read_run

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sparsefeed.errors import BadFileError, DataError
 from sparsefeed.etl.spec import FeedSpec
 from sparsefeed.models.bundle import Manifest, open_version
+from sparsefeed.workflows.loop import LoopDay, read_loop
 from sparsefeed.workflows.workspace import Workspace
 
 __all__ = [
@@ -288,6 +289,7 @@ class Run:
         spec: the declaration the ETL ran with; given where `etl` is.
         ips: the cells of the weights, in the order of the file; also None where the spec has none.
         curves: learning curves by weights ("ips", "none"), of the trainings that began.
+        loop: days of the loop, in order; empty where there was none.
     """
 
     spec: FeedSpec | None
@@ -299,6 +301,7 @@ class Run:
     served: Served | None
     bench: Bench | None
     ranking: Ranking | None
+    loop: tuple[LoopDay, ...] = ()
 
     @property
     def judged_on(self) -> str:
@@ -312,7 +315,7 @@ def read_run(workspace: Workspace) -> Run:
 
     Raises:
         DataError: the workspace is not there, or (BadFileError) a file of it is damaged.
-        SpecError, BundleError: the spec or the current bundle is.
+        SpecError, BundleError, ReleaseError: the spec, the current bundle or loop.jsonl is.
     """
     if not workspace.root.is_dir():
         raise DataError(f"{workspace.root}: not there; run `sparsefeed demo`, or give the folder of a run")
@@ -332,6 +335,7 @@ def read_run(workspace: Workspace) -> Run:
         served=_served(workspace.bundles),
         bench=_read(workspace.bench, _json(Bench), "bench"),
         ranking=_read(workspace.ranking, _json(Ranking), "bench"),
+        loop=tuple(read_loop(workspace.loop)),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sparsefeed.workflows.report import plots, weights
+from sparsefeed.workflows.report.days import days_section
 from sparsefeed.workflows.report.run import Etl, IpsCell, Metrics, Run, Served
 from sparsefeed.workflows.report.section import Part, Section, Table, missing, number
 from sparsefeed.workflows.report.slices import slices_section, within_members
@@ -50,6 +51,7 @@ def all_sections(run: Run) -> tuple[Section, ...]:
         _latency(run),
         _memory(run),
         _feed(run),
+        *((days_section(run),) if run.loop else ()),
     )
 
 

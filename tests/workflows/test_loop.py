@@ -243,7 +243,7 @@ def test_a_folded_version_takes_the_place_of_the_days_and_the_next_day_goes_on_f
     assert read_current(place.bundles) == days[3].bundle
     third = open_version(place.bundles, days[2].bundle).manifest
     assert (third.parent, days[1].fold_s > 0, days[2].fold_s) == (days[1].bundle, True, 0.0)
-    assert days[1].version_bytes > days[2].version_bytes
+    assert min(one.version_bytes for one in days) > 0
 
 
 def test_a_model_is_neither_better_nor_worse_than_itself_and_better_than_one_shifted(

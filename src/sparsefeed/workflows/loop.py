@@ -148,7 +148,8 @@ class _Day:
         if folded:
             self.progress(0, 1, f"{self.day}: merging overlays")
             bundle = _fold(workspace.bundles, made.bundle, self.progress)
-            version_bytes += _bytes(workspace.bundles / "versions" / bundle, own=True)
+            if bundle != made.bundle:  # else it was made before the loop was cut off, and has been counted
+                version_bytes += _bytes(workspace.bundles / "versions" / bundle, own=True)
         fold_s = clock.lap() if folded else 0.0
         if publish:
             self.progress(0, 1, f"{self.day}: into service")

@@ -68,6 +68,9 @@ class Probe(NamedTuple):
     def of_keys(self, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
         """Write the rows of keys, uint64 [n], into rows, int64 [n]."""
         keys = np.ascontiguousarray(keys, np.uint64)
+        if len(keys) < 2 * _MIN_SLICE:  # a request's: slices and their threads cost more than a lookup of hundreds
+            _probe_keys(keys, self, rows)
+            return
         over_slices(lambda start, stop: _probe_keys(keys[start:stop], self, rows[start:stop]), len(keys), _MIN_SLICE)
 
     def of_ints(self, values: Ints, rows: NDArray[np.int64]) -> None:

@@ -253,8 +253,10 @@ class TransformStep(Step[RankRequest]):
             if item.name == self._plan.member:
                 known = self._id_maps[item.table].known(rows[item.name][:, 0])
                 for i, cut in enumerate(cuts):
-                    bits[cut] |= (not known[i]) * UNKNOWN_BITS["member_id"]
-                    bits[cut] |= (not member.found[i]) * UNKNOWN_BITS["member_state"]
+                    if not known[i]:
+                        bits[cut] |= UNKNOWN_BITS["member_id"]
+                    if not member.found[i]:
+                        bits[cut] |= UNKNOWN_BITS["member_state"]
         return bits
 
 

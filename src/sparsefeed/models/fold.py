@@ -119,10 +119,9 @@ def _build(parent: Bundle, new_id: str, folder: Path, progress: Progress) -> Non
         known.save(folder / "snapshot")
     else:
         link(parent.snapshot, folder / "snapshot")
-    card = (parent.path / "MODEL_CARD.md").read_text("utf-8")
-    (folder / "MODEL_CARD.md").write_text(
-        f"{card}\nFolded as bundle {new_id}: the same model in whole files.\n", "utf-8"
-    )
+    if (card := parent.path / "MODEL_CARD.md").exists():
+        told = f"{card.read_text('utf-8')}\nFolded as bundle {new_id}: the same model in whole files.\n"
+        (folder / card.name).write_text(told, "utf-8")
     manifest = parent.manifest.model_copy(
         update={
             "id": new_id,

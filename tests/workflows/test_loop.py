@@ -160,7 +160,7 @@ def test_a_retrain_that_is_worse_is_not_in_force_and_the_loop_goes_on_without_it
     place: Workspace, folder: Path
 ) -> None:
     gate = Gate(held_out_rows=100)
-    wild = RECIPE.train.model_copy(update={"dense_learning_rate": 3.0, "warmup": 0.0, "epochs": 3})
+    wild = RECIPE.train.model_copy(update={"dense_learning_rate": 1.0, "table_learning_rate": 3.0, "warmup": 0.0})
     recipe = scheduled(retrain_every=1)
     recipe = recipe.model_copy(update={"release": recipe.release.model_copy(update={"gate": gate})})
     list(loop(RECIPE, place, folder, max_days=1))

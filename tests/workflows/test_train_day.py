@@ -39,7 +39,7 @@ RECIPE = Recipe(
     feed=logs.spec(tables=[{"name": n, "dim": 4, "tail_rows": 4} for n in ("member", "creator", "post", "hashtag")]),
     etl=EtlConfig(cluster=ClusterConfig(workers=0), until=FIRST + timedelta(days=2)),
     model=ModelConfig(hidden=(4,), cross_rank=2),
-    train=TrainConfig(processes=1, batch_size=64),
+    train=TrainConfig(processes=1, batch_size=64, day_learning_rate=5e-4),
 )
 
 
@@ -78,6 +78,12 @@ def test_a_day_goes_on_from_the_day_before_and_is_not_trained_twice(workspace: W
     assert np.isfinite(scorer.score(workspace.etl_days / str(DAYS[1]) / "train")).all()
     with pytest.raises(TrainError, match="whose ids have other rows"):
         scorer.score(workspace.etl_days / str(DAYS[0]) / "train")
+
+
+def test_a_day_has_a_rate_of_its_own(workspace: Workspace) -> None:
+    folders = workspace.training("ips"), *(workspace.training_day("ips", day) for day in DAYS)
+    configs = [json.loads((folder / "job.json").read_text())["config"] for folder in folders]
+    assert [config["dense_learning_rate"] for config in configs] == [2e-3, 5e-4, 5e-4]
 
 
 def test_rows_of_ids_that_did_not_come_up_stay_and_tables_grow(workspace: Workspace) -> None:

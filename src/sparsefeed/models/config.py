@@ -78,6 +78,7 @@ class TrainConfig(Frozen):
     deterministic: bool = False  # refuse operations whose result may differ from run to run (on GPUs: slower)
     epochs: int = Field(default=1, ge=1)
     dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
+    day_learning_rate: float | None = Field(default=None, gt=0)  # that of an added day, trained already; None: the same
     table_learning_rate: float = Field(default=0.1, gt=0)  # row-wise Adagrad
     table_initial_gradient: float = Field(default=0.1, ge=0)  # times batch_size, which every row's Adagrad begins with
     warmup: float = Field(default=0.05, ge=0, le=1)  # share of all steps over which both rates rise from 0
@@ -101,6 +102,11 @@ class TrainConfig(Frozen):
         batch that has a new id moves that id's row by the learning rate in every float, whatever it says.
         """
         return (self.table_initial_gradient / self.batch_size) ** 2
+
+    @property
+    def of_a_day(self) -> TrainConfig:
+        """How a day that is added is trained."""
+        return self.model_copy(update={"dense_learning_rate": self.day_learning_rate or self.dense_learning_rate})
 
     @model_validator(mode="after")
     def _can_be_split(self) -> TrainConfig:

@@ -151,7 +151,7 @@ def train_day(
     from sparsefeed.models.torchrec.train import train
 
     spec, _ = read_etl(recipe, workspace)
-    config = recipe.train if weights is None else recipe.train.model_copy(update={"weights": weights})
+    config = recipe.train.of_a_day.model_copy(update={"weights": weights or recipe.train.weights})
     results = days_up_to(workspace, day)
     compared = list(changed_from) or results[:-1]
     added, previous = results[-1].folder, results[-2].folder

@@ -147,6 +147,12 @@ STARTS: dict[str, dict[str, Any]] = {
         "member": {"start": "similar", "features": ["creator_id"]},
     },
 }
+_PADDING = {
+    "left": 50,
+    "right": 30,
+    "top": 8,
+    "bottom": 8,
+}  # the font that a page has may be wider than what was measured
 IMAGES = Path(__file__).parent.parent / "docs" / "img"
 Measured = dict[str, dict[str, float]]  # response -> metric -> value
 
@@ -308,11 +314,15 @@ def draw_ablations(rows: list[Row], path: Path) -> None:
         {value["variant"] for value in values},
         key=lambda name: np.mean([value["change"] for value in values if value["variant"] == name]),
     )
+    scale = alt.Scale(type="symlog", constant=0.002)  # most parts change little
+    axis = alt.Axis(values=[-0.05, -0.02, -0.01, -0.005, -0.002, 0, 0.002], format="+.3~f")
     points = (
         alt.Chart(alt.Data(values=values), width=520, height=22 * len(order))
         .mark_point(filled=True, size=60, opacity=0.9)
         .encode(
-            x=alt.X("change:Q", title="change of the expected AUC by the recipe with this one part changed"),
+            x=alt.X(
+                "change:Q", title="change of the expected AUC, one part of the recipe changed", scale=scale, axis=axis
+            ),
             y=alt.Y("variant:N", sort=order, title=None, axis=alt.Axis(labelLimit=300, grid=True)),
             color=alt.Color("response:N", scale=alt.Scale(domain=responses, range=list(HUES)), title=None),
         )
@@ -322,7 +332,7 @@ def draw_ablations(rows: list[Row], path: Path) -> None:
 
 
 def _save(chart: Any, path: Path) -> None:
-    chart = chart.configure(font="Helvetica, Arial, sans-serif", background="white", padding=8)
+    chart = chart.configure(font="Helvetica, Arial, sans-serif", background="white", padding=_PADDING)
     chart = chart.configure_view(stroke=None)
     chart = chart.configure_axis(gridColor="#e4e4e4", labelFontSize=13, titleFontSize=13, titleFontWeight="normal")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,16 @@ def delta(
     rows: Mapping[str, RowChange] | None = None,
     ids: Mapping[str, IdChange] | None = None,
     seed: int = 1,
+    build: Callable[[Path], None] | None = None,
 ) -> Delta:
-    """Write a delta; by default the first id's row of `post` changes."""
+    """Write a delta; by default the first id's row of `post` changes, and what `fill_dense` brings."""
     if rows is None:
         rows = {"post": rows_of([FIRST_ROW], values(DIMS["post"], 2, seed)[1:])}
     return write_delta(
         parent, new_id, out,
         step=parent.manifest.step + 10, created="2026-11-03T03:00:00Z", code_version="0.1.0",
         trained_days=("2026-11-01", "2026-11-02"), rows=rows, ids=ids or {},
-        build=lambda folder: fill_dense(folder, seed),
+        build=build or (lambda folder: fill_dense(folder, seed)),
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "post": bundles.rows_of([5, 200], bundles.values(8, 3, seed=1)[1:]),
         "member": bundles.rows_of([9], bundles.values(4, 2, seed=1)[1:]),
     }
-    bundles.delta(open_version(folder, "int8"), "delta", folder / "change", rows)
+    bundles.delta(open_version(folder, "int8"), "delta", folder / "change", rows, build=lambda _: None)
     apply_delta(folder, folder / "change")
     return folder
 

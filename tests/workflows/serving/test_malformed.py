@@ -83,7 +83,7 @@ def check(
 def test_two_thousand_malformed_requests_are_refused_with_the_right_code(
     server: TritonServer, repository: Path, bundle_root: Path, stub: Any
 ) -> None:
-    check(server, repository, open_version(bundle_root, "b1"), stub, 2000, seed=1, num_readings=2)
+    check(server, repository, open_version(bundle_root, "b1"), stub, 2000, seed=1, num_readings=4)
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import time
 from typing import Any, Protocol
 
@@ -42,7 +41,6 @@ def python_model(step: _Openable) -> type:
             config = json.loads(arguments["model_config"])
             parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
             self._step = step.open(parameters)
-            os.nice(self._step.nice)
             self._outputs = [output["name"] for output in config["output"]]
             self._meter = Meter()
             self._process = arguments["model_instance_name"]

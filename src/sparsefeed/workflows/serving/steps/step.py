@@ -29,7 +29,6 @@ class Step(ABC, Generic[Checked]):
     """One step of a bundle; `Checked` is a request that has been found good."""
 
     name: ClassVar[str]
-    nice: ClassVar[int] = 0  # of its processes: how far they stand back where cores are short
 
     def __init__(self, bundle: str) -> None:
         self.bundle = bundle

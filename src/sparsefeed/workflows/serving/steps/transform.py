@@ -44,8 +44,6 @@ class TransformStep(Step[RankRequest]):
     """`member_id`, `post_ids`, `overrides` -> the inputs of feed_hps and feed_dense, `unknown` and `bundle`."""
 
     name = "feed_transform"
-    # Beyond capacity requests wait, and are refused, before the first step, not after work was done for them.
-    nice = 5
 
     def __init__(
         self,

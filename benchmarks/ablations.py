@@ -147,12 +147,8 @@ STARTS: dict[str, dict[str, Any]] = {
         "member": {"start": "similar", "features": ["creator_id"]},
     },
 }
-_PADDING = {
-    "left": 50,
-    "right": 30,
-    "top": 8,
-    "bottom": 8,
-}  # the font that a page has may be wider than what was measured
+# The font that a page has may be wider than the one that was measured.
+_PADDING = {"left": 50, "right": 30, "top": 8, "bottom": 8}
 IMAGES = Path(__file__).parent.parent / "docs" / "img"
 Measured = dict[str, dict[str, float]]  # response -> metric -> value
 

@@ -117,7 +117,6 @@ def loop(
         finished = _Day(recipe, workspace, day, logs, force, progress).run(done, publish, releases)
         ReleaseLog(workspace.loop).append(asdict(finished))
         done.append(finished)
-        done.append(finished)
         yield finished
 
 

@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 Talk = Generator[Call | Pause, Any, Result]
 
 
-class _UnavailableError(ServeError):
+class UnavailableError(ServeError):
     """No answer now; the same request may have one later."""
 
 
@@ -130,7 +130,7 @@ class Exchange:
                 if (yield from self._is_gone(deadline)):
                     continue
                 wait_s = self._retry.wait_s(retries)
-                again = isinstance(error, _UnavailableError) and retries < self._retry.max_retries
+                again = isinstance(error, UnavailableError) and retries < self._retry.max_retries
                 if not again or self._clock() + wait_s >= deadline or not self._budget.spend():
                     raise
                 retries += 1
@@ -223,7 +223,7 @@ class Exchange:
         except self._failure as error:
             raise self._named(error) from error
         except OSError as error:
-            raise _UnavailableError(
+            raise UnavailableError(
                 f"{self._url}: no answer ({error}); is the server started, and is this its port?"
             ) from error
 
@@ -231,7 +231,7 @@ class Exchange:
         status, said = str(error.status()), str(error.message())
         unreachable = status in _UNAVAILABLE and "connect" in said
         mend = "; is the server started, and is this its port?" if unreachable else ""
-        kinds = {**dict.fromkeys(_REFUSED, RequestError), **dict.fromkeys(_UNAVAILABLE, _UnavailableError)}
+        kinds = {**dict.fromkeys(_REFUSED, RequestError), **dict.fromkeys(_UNAVAILABLE, UnavailableError)}
         return kinds.get(status, ServeError)(f"{self._url}: {said}{mend}")
 
 

@@ -77,6 +77,7 @@ class TrainConfig(Frozen):
     tensorboard: bool = False  # write the curve for TensorBoard too, in the training folder
     deterministic: bool = False  # refuse operations whose result may differ from run to run (on GPUs: slower)
     epochs: int = Field(default=1, ge=1)
+    reset_tables: bool = False  # each epoch after the first has the tables begin anew (arXiv 2407.01607)
     dense_learning_rate: float = Field(default=2e-3, gt=0)  # Adam
     day_learning_rate: float | None = Field(default=None, gt=0)  # that of an added day, trained already; None: the same
     table_learning_rate: float = Field(default=0.1, gt=0)  # row-wise Adagrad
@@ -105,8 +106,16 @@ class TrainConfig(Frozen):
 
     @property
     def of_a_day(self) -> TrainConfig:
-        """How a day that is added is trained."""
-        return self.model_copy(update={"dense_learning_rate": self.day_learning_rate or self.dense_learning_rate})
+        """How a day that is added is trained: with `reset_tables` once, or it would forget the days before it."""
+        rate = self.day_learning_rate or self.dense_learning_rate
+        epochs = 1 if self.reset_tables else self.epochs
+        return self.model_copy(update={"dense_learning_rate": rate, "epochs": epochs})
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> TrainConfig:
+        if self.reset_tables and self.validation:
+            raise ValueError("reset_tables: cannot go with validation, whose loss rises anew with each epoch; drop one")
+        return self
 
     @model_validator(mode="after")
     def _can_be_split(self) -> TrainConfig:

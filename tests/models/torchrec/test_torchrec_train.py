@@ -136,6 +136,47 @@ def test_a_refresh_begins_where_the_earlier_run_ended(etl, many: tuple[Path, Tra
     assert curve(tmp_path)[0]["loss"]["click"] < curve(many[0])[0]["loss"]["click"] - 0.02
 
 
+def test_tables_that_begin_anew_leave_nothing_of_the_epochs_before(etl, tmp_path: Path) -> None:
+    """The dense model stands still here, so that an epoch of one batch is the one before it over again."""
+    sharding = {"member": "data_parallel", "post": "column_wise", "hashtag": "row_wise"}
+    still = {"dense_learning_rate": 1e-30, "processes": 2, "sharding": sharding, "warmup": 0.0}
+    once = WHOLE.model_copy(update=still | {"epochs": 1})
+    anew = WHOLE.model_copy(update=still | {"epochs": 3, "reset_tables": True})
+    results = [train(etl.spec, MODEL, c, etl.path, tmp_path / str(c.epochs)) for c in (once, anew)]
+    first, second = (load_tables(result.checkpoint) for result in results)
+    for name, rows in first.items():
+        np.testing.assert_allclose(second[name], rows, atol=1e-5)
+    losses = [line["loss"]["click"] for line in curve(tmp_path / "3")]
+    np.testing.assert_allclose(losses, losses[0], atol=1e-6)
+
+
+def test_a_run_that_was_cut_between_epochs_has_its_tables_begin_anew_all_the_same(etl, tmp_path: Path) -> None:
+    config = MANY.model_copy(update={"epochs": 2, "reset_tables": True, "processes": 1, "log_every": 5})
+    whole = train(etl.spec, MODEL, config, etl.path, tmp_path / "whole")
+    cut = Path(shutil.copytree(tmp_path / "whole", tmp_path / "cut"))
+    shutil.rmtree(cut / "checkpoints" / "step-10")
+    last = latest(cut)
+    assert last is not None
+    assert last.name == "step-5", "of the end of the first epoch"
+    resumed = train(etl.spec, MODEL, config, etl.path, cut, resume=True)
+    assert curve(cut) == curve(tmp_path / "whole")
+    wanted, got = load_tables(whole.checkpoint), load_tables(resumed.checkpoint)
+    for name, rows in wanted.items():
+        np.testing.assert_array_equal(got[name], rows)
+
+
+def test_an_earlier_model_is_not_forgotten_after_the_first_epoch(
+    etl, many: tuple[Path, TrainResult], tmp_path: Path
+) -> None:
+    anew = MANY.model_copy(update={"reset_tables": True})
+    with pytest.raises(TrainError, match=r"train\.epochs: got 6 with reset_tables, which forgets .*step-30"):
+        train(etl.spec, MODEL, anew, etl.path, tmp_path, start_from=many[1].checkpoint)
+    assert (anew.of_a_day.epochs, MANY.of_a_day.epochs) == (1, 6)
+    watched = anew.model_dump() | {"validation": {"rows": 100}}
+    with pytest.raises(SpecError, match=r"reset_tables: cannot go with validation"):
+        validate(TrainConfig, watched, where="train")
+
+
 def children() -> list[int]:
     found = []
     for task in Path("/proc/self/task").iterdir():

@@ -113,6 +113,8 @@ class Loop:
         first, start = divmod(self._step, self._loader.batches_per_epoch)
         for epoch in range(first, self._job.config.epochs):
             number = start if epoch == first else 0
+            if epoch and not number and self._job.config.reset_tables:
+                self._trainer.begin_tables({})
             while number < self._loader.batches_per_epoch:
                 setting = self._tuner.setting()
                 loader = setting.of(self._loader) if setting else self._loader

@@ -149,6 +149,10 @@ def train(
         new_rows={},
     )
     if start_from:
+        if config.reset_tables and config.epochs > 1:
+            raise TrainError(
+                f"train.epochs: got {config.epochs} with reset_tables, which forgets {start_from} after one; use 1"
+            )
         found = Checkpoint.read(Path(start_from))
         found.must_be_of(Path(start_from), spec)
         if found.model != model:

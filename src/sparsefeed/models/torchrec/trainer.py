@@ -81,11 +81,12 @@ class Trainer:
         device: torch.device,
         restored: Mapping[str, int] | None = None,
     ) -> None:
-        """Make it; rows of `restored`, by table, will be read from a checkpoint and begin with nothing."""
+        """Make it; the first rows of tables that `restored` counts will be read from a checkpoint."""
         torch.manual_seed(config.seed)
         self.device, self._slices = device, config.micro_batches
         self._half = config.dense_precision == "bf16"
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=self._half)
+        self._spec, self._model, self._config = spec, model, config
         self._dense = DenseModel(spec, model).to(device)
         # Not `fused` on a GPU: after 50 steps a weight was off by 0.02; as it is, all agree with the CPU's to 2e-7.
         self._adam = torch.optim.Adam(self._dense.parameters(), lr=0.0)
@@ -108,16 +109,25 @@ class Trainer:
         self._tables: Any = sharder.shard(tables, sharding, ShardingEnv.from_process_group(group), device)
         self._replicated = [table.name for table in spec.tables if plan.of(table.name).sharding == "data_parallel"]
         self.shards = self._find_shards(spec)
-        order = [table.name for table in spec.tables]
+        self.begin_tables(restored or {})
+
+    def begin_tables(self, known: Mapping[str, int]) -> None:
+        """Give the tables their first values and Adagrad its first sums, but for the first `known` rows of each."""
+        order = [table.name for table in self._spec.tables]
         for shard in self.shards:
             rows, dim = shard.values.shape
-            known = min(max(restored.get(shard.table, 0) - shard.row, 0), rows) if restored else 0
+            start = min(max(known.get(shard.table, 0) - shard.row, 0), rows)
             number = order.index(shard.table)
             first = first_values(
-                config.seed, number, shard.row + known, shard.row + rows, spec.tables[number].dim, model.table_init
+                self._config.seed,
+                number,
+                shard.row + start,
+                shard.row + rows,
+                self._spec.tables[number].dim,
+                self._model.table_init,
             )
-            shard.values[known:].copy_(torch.from_numpy(first[:, shard.column : shard.column + dim]))
-            shard.accumulator[known:] = config.initial_accumulator
+            shard.values[start:].copy_(torch.from_numpy(first[:, shard.column : shard.column + dim]))
+            shard.accumulator[start:] = self._config.initial_accumulator
 
     def start_at(self, rates: list[float]) -> None:
         """Begin at these response rates; see `DenseModel.start_at`."""

@@ -1,6 +1,8 @@
 """Load on a server over gRPC: closed, so many requests in flight, or open, so many a second whatever becomes of them.
 
-One process, no thread of ours: gRPC calls back. Requests are made once and sent again and again.
+One process, no thread of ours: gRPC calls back. Requests are made once, as bytes, and sent again and again; answers are
+not looked into. tritonclient, which makes both anew each time, would take 0.3 ms more of the cores that the
+server needs.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import numpy as np
-import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2
 
 __all__ = ["Generator", "Outcome"]
 
@@ -57,9 +60,9 @@ class Generator:
     """Sends a list of requests in turn to one model."""
 
     def __init__(self, url: str, model: str, requests: Sequence[Request]) -> None:
-        self._client = triton.InferenceServerClient(url)
-        self._model = model
-        self._inputs = [_tensors(member, posts) for member, posts in requests]
+        self._channel = grpc.insecure_channel(url)
+        self._call = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        self._requests = [_bytes(model, member, posts) for member, posts in requests]
         self._next = 0
 
     def closed(self, in_flight: int, seconds: float) -> Outcome:
@@ -101,31 +104,34 @@ class Generator:
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        self._channel.close()
 
     def _send(self, outcome: Outcome, lock: threading.Lock, then: Any) -> None:
-        inputs = self._inputs[self._next % len(self._inputs)]
+        request = self._requests[self._next % len(self._requests)]
         self._next += 1
         sent = time.perf_counter()
 
-        def answered(result: Any, error: Any) -> None:
+        def ended(call: Any) -> None:
             taken_ms = 1e3 * (time.perf_counter() - sent)
+            code = call.code()
             with lock:
-                if error is None:
+                if code is grpc.StatusCode.OK:
                     outcome.answered_ms.append(taken_ms)
-                elif str(error.status()) == "StatusCode.UNAVAILABLE":
+                elif code is grpc.StatusCode.UNAVAILABLE:
                     outcome.refused_ms.append(taken_ms)
                 else:
-                    outcome.errors.append(str(error))
+                    outcome.errors.append(f"{code}: {call.details()}")
             then()
 
-        self._client.async_infer(self._model, inputs, answered)
+        self._call.future(request).add_done_callback(ended)
 
 
-def _tensors(member: str, posts: Sequence[str]) -> list[Any]:
-    tensors = []
+def _bytes(model: str, member: str, posts: Sequence[str]) -> bytes:
+    """A ModelInferRequest; texts are their length in four bytes and themselves."""
+    request = service_pb2.ModelInferRequest(model_name=model)
     for name, texts in (("member_id", [member]), ("post_ids", posts)):
-        tensor = triton.InferInput(name, [len(texts)], "BYTES")
-        tensor.set_data_from_numpy(np.array([text.encode() for text in texts], object))
-        tensors.append(tensor)
-    return tensors
+        request.inputs.add(name=name, datatype="BYTES", shape=[len(texts)])
+        encoded = [text.encode() for text in texts]
+        request.raw_input_contents.append(b"".join(len(one).to_bytes(4, "little") + one for one in encoded))
+    message: bytes = request.SerializeToString()
+    return message

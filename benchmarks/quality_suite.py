@@ -55,8 +55,9 @@ Values = Mapping[tuple[str, str, str], list[float]]  # (response, model, metric)
 
 
 def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]:
-    """Every feed in turn, then means and bounds."""
+    """KuaiRand, whose files may not be there or be others than before; then every feed in turn, means and bounds."""
     assert recipe.simulate is not None
+    real = _kuairand(record, Workspace(workspace.root.parent / "quality" / "kuairand"))
     found: dict[tuple[str, str, str], list[float]] = {}
     for number, seed in enumerate(SEEDS):
         simulated = recipe.simulate.model_copy(update={"seed": seed, "num_members": MEMBERS})
@@ -68,8 +69,7 @@ def quality(recipe: Recipe, workspace: Workspace, record: Recorder) -> list[Row]
                 found.setdefault(key, []).append(value)
     responses = [response.name for response in recipe.feed.responses]
     rows = [row for response in responses for row in _rows(record, response, found)] + [_int8(record, found)]
-    rows += _refreshed(record, recipe, workspace.root.parent / "quality" / "refresh")
-    return rows + _kuairand(record, Workspace(workspace.root.parent / "quality" / "kuairand"))
+    return rows + _refreshed(record, recipe, workspace.root.parent / "quality" / "refresh") + real
 
 
 def _refreshed(record: Recorder, recipe: Recipe, root: Path) -> list[Row]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import mmap
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import tomllib
+from tritonclient.grpc import service_pb2
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -101,3 +104,46 @@ def test_every_target_is_of_a_case_that_the_suite_names() -> None:
         assert target["metric"] in told
         for word in target["case"].replace("100", "").replace("500", "").replace("2 times", "times").split():
             assert word.strip(",") in told
+
+
+def test_the_load_is_calls_of_grpc_and_every_status_is_told_apart() -> None:
+    """A server of gRPC's own that refuses every third member and fails for every fifth."""
+    seen: list[service_pb2.ModelInferRequest] = []
+
+    def infer(request: service_pb2.ModelInferRequest, context: grpc.ServicerContext) -> service_pb2.ModelInferResponse:
+        seen.append(request)
+        number = int(request.raw_input_contents[0][4:].decode().removeprefix("member"))
+        if number % 3 == 0:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "later")
+        if number % 5 == 0:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "never")
+        return service_pb2.ModelInferResponse(model_name=request.model_name, raw_output_contents=[b"x" * 30_000])
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        infer,
+        service_pb2.ModelInferRequest.FromString,
+        service_pb2.ModelInferResponse.SerializeToString,
+    )
+    served = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler})
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((served,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    generator = load.Generator(f"127.0.0.1:{port}", "m", [(f"member{i}", ["p1", "päst"] * 300) for i in range(1, 16)])
+    try:
+        outcome = generator.open(300, 0.5)  # requests of twice the window that a connection begins with
+        assert outcome.num_requests == 150
+        assert (len(outcome.refused_ms), len(outcome.errors)) == (50, 20)
+        assert "status 3" in outcome.errors[0]
+        assert "never" in outcome.errors[0]
+        assert all(latency > 0 for latency in outcome.answered_ms)
+        closed = generator.closed(2, 0.3)
+        assert closed.num_requests > 20
+        assert 0.3 <= closed.seconds < 2
+    finally:
+        generator.close()
+        server.stop(None)
+    assert seen[0].inputs[1].shape == [600]
+    assert seen[0].raw_input_contents[1][:13] == b"\x02\0\0\0p1\x05\0\0\0p\xc3\xa4"
+    with pytest.raises(ValueError, match="one frame of HTTP/2: fewer posts"):
+        load.Generator(f"127.0.0.1:{port}", "m", [("member", ["p" * 100] * 200)])

@@ -43,6 +43,15 @@ def shared_memory() -> dict[str, int]:
     return {path.name: path.stat().st_size for path in Path("/dev/shm").glob(f"sparsefeed_{os.getpid()}_*")}
 
 
+def test_steps_stand_back_behind_the_threads_that_take_requests(started: TritonServer) -> None:
+    """Beyond capacity these refuse at once, whatever the steps have to do."""
+    assert started.process_id is not None
+    front = os.getpriority(os.PRIO_PROCESS, started.process_id)
+    of_steps = [pid for pids in stubs(started.process_id).values() for pid in pids]
+    assert len(of_steps) >= 2
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in of_steps} == {min(front + 10, 19)}
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_killed_step_is_back_in_seconds_and_answers_as_before(
     started: TritonServer, feeds: dict[str, Feed], step: str

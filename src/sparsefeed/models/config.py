@@ -109,7 +109,7 @@ class TrainConfig(Frozen):
         """How a day that is added is trained: with `reset_tables` once, or it would forget the days before it."""
         rate = self.day_learning_rate or self.dense_learning_rate
         epochs = 1 if self.reset_tables else self.epochs
-        return self.model_copy(update={"dense_learning_rate": rate, "epochs": epochs})
+        return self.model_copy(update={"dense_learning_rate": rate, "epochs": epochs, "reset_tables": False})
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> TrainConfig:

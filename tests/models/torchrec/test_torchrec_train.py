@@ -172,9 +172,10 @@ def test_an_earlier_model_is_not_forgotten_after_the_first_epoch(
     with pytest.raises(TrainError, match=r"train\.epochs: got 6 with reset_tables, which forgets .*step-30"):
         train(etl.spec, MODEL, anew, etl.path, tmp_path, start_from=many[1].checkpoint)
     assert (anew.of_a_day.epochs, MANY.of_a_day.epochs) == (1, 6)
-    watched = anew.model_dump() | {"validation": {"rows": 100}}
+    watched = {"validation": {"rows": 100}}  # as the gate of a refresh has it
+    assert validate(TrainConfig, anew.of_a_day.model_dump() | watched, where="train").validation
     with pytest.raises(SpecError, match=r"reset_tables: cannot go with validation"):
-        validate(TrainConfig, watched, where="train")
+        validate(TrainConfig, anew.model_dump() | watched, where="train")
 
 
 def children() -> list[int]:

@@ -8,12 +8,20 @@ import pytest
 import yaml
 
 from sparsefeed.errors import SpecError
+from sparsefeed.etl.spec import validate
+from sparsefeed.models.config import TrainConfig
 from sparsefeed.workflows.recipe import load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
     assert load_recipe(name).feed.tables
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_gate_of_a_refresh_can_watch_a_day_of_every_recipe(name: str) -> None:
+    day = load_recipe(name).train.of_a_day.model_dump() | {"validation": {"rows": 1000}}
+    assert validate(TrainConfig, day, where="train").validation
 
 
 def test_an_unknown_recipe_is_named_with_the_nearest() -> None:

@@ -96,7 +96,7 @@ class PredictOnnx(BaseOperator):
         for table in index["tables"]:
             rows = np.load(Path(self.folder) / "tables" / f"{table['name']}.npy")
             self.tables[table["name"]] = dequantise(rows, table["row_format"])
-        self.graph = open_graph(Path(self.folder) / "dense.onnx", 1)
+        self.graph = open_graph(Path(self.folder) / "dense.onnx", 1, self.plan)
 
     def compute_input_schema(
         self, root_schema: Schema, parents_schema: Schema, deps_schema: Schema, selector: Any
@@ -122,8 +122,7 @@ class PredictOnnx(BaseOperator):
             rows = np.zeros((len(lengths), item.max_length), np.int64)
             rows[np.arange(item.max_length) < lengths[:, None]] = column.values.reshape(-1)
             inputs[f"emb_{item.name}"], inputs[f"len_{item.name}"] = table[rows], lengths
-        num = next(len(inputs[f"emb_{item.name}"]) for item in self.plan.lookups if item.side == "candidate")
-        probability = self.graph({**inputs, "member_index": np.zeros(num, np.int64)})
+        probability = self.graph(inputs)
         return TensorTable({name: np.ascontiguousarray(probability[:, r]) for r, name in enumerate(self.responses)})
 
 
@@ -247,7 +246,7 @@ def ours(step: TransformStep, predict: PredictOnnx, plan: ServingPlan, member: s
     (given,) = step.compute([step.check({name: np.array(some, object) for name, some in ids.items()})])
     rows = {"member": 1, "candidate": len(posts)}
     cuts = np.split(given["KEYS"][0], np.cumsum(given["NUMKEYS"][0])[:-1])
-    inputs = {n: a for n, a in given.items() if n.endswith("_dense") or n.startswith("len_") or n == "member_index"}
+    inputs = {n: a for n, a in given.items() if n.endswith("_dense") or n.startswith("len_")}
     for table, keys in zip(plan.tables, cuts, strict=True):
         start = 0
         for item in (item for item in plan.lookups if item.table == table.name):

@@ -1,8 +1,9 @@
 """The golden fixtures that every room shares: `python -m tests.contracts.golden` writes them anew.
 
 They come out of the real code over a few sessions of the logs of tests.logs: a spec, training rows, a snapshot,
-a bundle, a delta on it, one lookup and the answers to one request before and after the delta. Nothing in them
-depends on the clock or the machine, so `git diff` after a run shows what a change of a contract does.
+a bundle, a delta on it, one lookup, the answers to one request before and after the delta, and a dense model of a spec
+with every kind of feature. Nothing in them depends on the clock or the machine, so `git diff` after a run shows what a
+change of a contract does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from sparsefeed.etl import pipeline
 from sparsefeed.etl.config import ClusterConfig, EtlConfig
 from sparsefeed.etl.ids import IdMap, hash_strings
+from sparsefeed.etl.spec import FeedSpec, side_of
 from sparsefeed.models.bundle import Manifest, open_version, publish_version, set_current
 from sparsefeed.models.calibration import Calibration, Platt
 from sparsefeed.models.config import ModelConfig
@@ -47,6 +49,7 @@ NAMES = (
     "lookup",
     "delta",
     "answers.json",
+    "dense",
     "ids_map",
     "ids_map_rows.json",
 )
@@ -66,6 +69,7 @@ def write(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "spec.json").write_text(SPEC.dump(), "utf-8")
     _write_id_map(out)
+    _write_graph(out / "dense")
     with tempfile.TemporaryDirectory() as scratch:
         etl = Path(scratch) / "etl"
         logs.write(Path(scratch) / "logs", days=DAYS, sessions=SESSIONS)
@@ -98,6 +102,38 @@ def _write_id_map(out: Path) -> None:
     id_map, _ = id_map.remove(keys[:1]).add(new, late)
     id_map.save(out / "ids_map")
     _write_json(out / "ids_map_rows.json", id_map.encode(strings).tolist())
+
+
+def _write_graph(out: Path) -> None:
+    """dense.onnx of a drawn model, inputs for one member and five candidates, and the probabilities by torch alone."""
+    out.mkdir()
+    shutil.copyfile(FIXTURES / "dense" / "spec.json", out / "spec.json")
+    spec, numbers = FeedSpec.load(out / "spec.json"), np.random.default_rng(7)
+    inputs, vectors = dict[str, NDArray[Any]](), dict[str, torch.Tensor]()
+    for side, num in (("member", 1), ("candidate", 5)):
+        inputs[f"{side}_dense"] = numbers.normal(size=(num, len(spec.of_kind("dense", side=side)))).astype(np.float32)
+        for feature in (f for f in spec.lookups if side_of(f) == side):
+            most, dim = getattr(feature, "max_length", 1), spec.table_of(feature).dim
+            rows = numbers.normal(size=(num, most, dim)).astype(np.float32)
+            lengths = numbers.integers(0 if most > 1 else 1, most + 1, num)
+            rows[np.arange(most) >= lengths[:, None]] = 0
+            pooled = rows.sum(axis=1)
+            if getattr(feature, "pooling", "sum") == "mean":
+                pooled /= np.maximum(lengths, 1)[:, None]
+            vectors[feature.name] = torch.from_numpy(pooled).expand(5, -1)
+            inputs[f"emb_{feature.name}"] = rows if most > 1 else rows[:, 0]
+            if most > 1:
+                inputs[f"len_{feature.name}"] = lengths
+    model = _drawn(spec, ModelConfig(hidden=(8, 4), cross_rank=3), seed=2)
+    calibration = Calibration(responses={"click": Platt(scale=0.8, shift=-0.3), "like": Platt(scale=1.1, shift=0.2)})
+    export_dense(model, spec, calibration, out / "dense.onnx")
+    calibration.save(out / "calibration.json")
+    for name, values in inputs.items():
+        np.save(out / f"{name}.npy", values)
+    of_member, of_candidate = (torch.from_numpy(inputs[f"{side}_dense"]) for side in ("member", "candidate"))
+    with torch.inference_mode():
+        logits = model.eval()(vectors, of_member.expand(5, -1), of_candidate)
+    np.save(out / "probability.npy", calibration.probability(logits.numpy()).astype(np.float32))
 
 
 def training(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -190,15 +226,19 @@ def _write_delta(root: Path, out: Path) -> None:
 
 
 def _write_dense(folder: Path, seed: int, click: Platt) -> None:
-    model = DenseModel(SPEC, ModelConfig(hidden=(4,), cross_layers=1, cross_rank=2))
-    with torch.no_grad():
-        for number, parameter in enumerate(model.parameters()):
-            # Drawn by numpy, whose streams stay the same from version to version.
-            drawn = _values(100 * seed + number, *parameter.shape)
-            parameter.copy_(torch.from_numpy(drawn / 3))
+    model = _drawn(SPEC, ModelConfig(hidden=(4,), cross_layers=1, cross_rank=2), seed)
     calibration = Calibration(responses={"click": click, "like": Platt()})
     export_dense(model, SPEC, calibration, folder / "dense.onnx")
     calibration.save(folder / "calibration.json")
+
+
+def _drawn(spec: FeedSpec, config: ModelConfig, seed: int) -> DenseModel:
+    model = DenseModel(spec, config)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            # By numpy, whose streams stay the same from version to version.
+            parameter.copy_(torch.from_numpy(_values(100 * seed + number, *parameter.shape) / 3))
+    return model
 
 
 def _values(seed: int, *shape: int) -> NDArray[np.float32]:

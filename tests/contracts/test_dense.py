@@ -1,6 +1,6 @@
 """docs/contracts/dense.md, sentence by sentence, on the golden graph of fixtures/dense.
 
-The graph, its inputs and its answers were written once (2 members, 5 candidates); a change of the signature or of
+The graph, its inputs and its answers were written once (one member, 5 candidates); a change of the signature or of
 the arithmetic shows here before it reaches a server. The spec beside it has every kind of feature on both sides.
 """
 
@@ -44,37 +44,33 @@ def run(session: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return probability
 
 
-def test_1_inputs_stand_in_order_dense_then_member_index_then_lookups(spec: FeedSpec, session: Any) -> None:
-    expected = ["member_dense", "candidate_dense", "member_index"]
+def test_1_inputs_stand_in_order_dense_then_lookups(spec: FeedSpec, session: Any) -> None:
+    expected = ["member_dense", "candidate_dense"]
     for feature in spec.lookups:
         expected += [f"emb_{feature.name}"] + ([] if isinstance(feature, IdFeature) else [f"len_{feature.name}"])
     assert [i.name for i in session.get_inputs()] == expected == list(input_names(spec))
 
 
-def test_2_types_and_shapes_are_the_tables_and_m_n_are_dynamic(spec: FeedSpec, session: Any) -> None:
+def test_2_types_and_shapes_are_the_tables_of_one_member_and_n_is_dynamic(spec: FeedSpec, session: Any) -> None:
     got = {i.name: (i.type, i.shape) for i in session.get_inputs()}
-    assert got["member_dense"] == ("tensor(float)", ["m", len(spec.of_kind("dense", side="member"))])
+    assert got["member_dense"] == ("tensor(float)", [1, len(spec.of_kind("dense", side="member"))])
     assert got["candidate_dense"] == ("tensor(float)", ["n", len(spec.of_kind("dense", side="candidate"))])
-    assert got["member_index"] == ("tensor(int64)", ["n"])
     for feature in spec.lookups:
-        axis = "m" if side_of(feature) == "member" else "n"
+        axis = 1 if side_of(feature) == "member" else "n"
         length = [] if isinstance(feature, IdFeature) else [feature.max_length]
         assert got[f"emb_{feature.name}"] == ("tensor(float)", [axis, *length, spec.table_of(feature).dim])
         if length:
             assert got[f"len_{feature.name}"] == ("tensor(int64)", [axis])
 
 
-def test_2_one_member_of_many_candidates_equals_the_member_repeated(
+def test_2_of_a_candidate_alone_and_of_many_the_probability_is_the_same(
     spec: FeedSpec, session: Any, inputs: dict[str, np.ndarray]
 ) -> None:
-    member = {
-        "member_dense",
-        *(f"{p}_{f.name}" for f in spec.lookups if side_of(f) == "member" for p in ("emb", "len")),
-    }
-    once = {k: v[:1] if k in member else v for k, v in inputs.items()} | {"member_index": np.zeros(5, np.int64)}
-    repeated = {k: np.repeat(v[:1], 5, axis=0) if k in member else v for k, v in inputs.items()}
-    repeated["member_index"] = np.arange(5)
-    np.testing.assert_allclose(run(session, once), run(session, repeated), atol=1e-7)
+    candidates = {i.name for i in session.get_inputs() if i.shape[0] == "n"}
+    last = {name: value[-1:] if name in candidates else value for name, value in inputs.items()}
+    np.testing.assert_allclose(run(session, last), run(session, inputs)[-1:], atol=1e-7)
+    many = {name: np.tile(v, (100,) + (1,) * (v.ndim - 1)) if name in candidates else v for name, v in inputs.items()}
+    np.testing.assert_allclose(run(session, many), np.tile(run(session, inputs), (100, 1)), atol=1e-7)
 
 
 def test_3_probability_is_n_by_responses_and_as_it_was_written(
@@ -140,7 +136,7 @@ def test_5_a_candidate_scores_alone_what_it_scores_among_others(
     spec: FeedSpec, session: Any, inputs: dict[str, np.ndarray]
 ) -> None:
     whole = run(session, inputs)
-    candidates = {"member_index", "candidate_dense"}
+    candidates = {"candidate_dense"}
     candidates |= {f"{p}_{f.name}" for f in spec.lookups if side_of(f) == "candidate" for p in ("emb", "len")}
     for i in range(5):
         alone = run(session, {k: v[i : i + 1] if k in candidates else v for k, v in inputs.items()})

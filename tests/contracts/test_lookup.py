@@ -104,11 +104,11 @@ def test_2_an_id_of_a_paired_tail_is_two_keys_side_by_side() -> None:
     vectors = {name: bundles.values(dim) for name, dim in DIMS.items()}
     flat = np.concatenate([vectors["member"][answer["KEYS"][0, 0]], *vectors["post"][answer["KEYS"][0, 1:]]])
     cut = DenseStep("v1", plan, lambda inputs: np.zeros((2, 1), np.float32)).check(
-        {"OUTPUT0": flat, "member_index": np.zeros(2, np.int64), "len_clicked": np.array([2])}
+        {"OUTPUT0": flat, "len_clicked": np.array([2])}
     )
     post = vectors["post"]
-    np.testing.assert_array_equal(cut.inputs["emb_post_id"], [post[known[2]], post[of_p99[0]] + post[of_p99[1]]])
-    np.testing.assert_array_equal(cut.inputs["emb_clicked"], [[post[known[0]], post[known[1]], post[0]]])
+    np.testing.assert_array_equal(cut["emb_post_id"], [post[known[2]], post[of_p99[0]] + post[of_p99[1]]])
+    np.testing.assert_array_equal(cut["emb_clicked"], [[post[known[0]], post[known[1]], post[0]]])
 
 
 def test_3_padding_is_key_0_and_its_vector_zero(store: ParameterStore) -> None:

@@ -79,18 +79,23 @@ def test_a_change_above_its_limit_is_refused_with_all_figures(
 
 
 def test_held_out_rows_are_the_graphs_inputs_as_serving_makes_them(etl: Written, tables: dict[str, np.ndarray]) -> None:
-    rows = held_out_rows(etl.spec, etl.path, CAPACITY_ROWS, num_rows=30)
-    (first, second) = graph_inputs(etl.spec, rows, tables, 20)
-    assert [len(part["member_index"]) for part in (first, second)] == [20, 10]
-    assert {name: (value.dtype, value.shape[1:]) for name, value in first.items()} == {
-        name: (value.dtype, value.shape[1:]) for name, value in inputs_of(etl.spec, 20, 20).items()
-    }
-    ids, offsets = rows.lookups["clicked"]
-    for i in range(20):
-        own = ids[offsets[i] : offsets[i + 1]]
-        assert first["len_clicked"][i] == len(own)
-        np.testing.assert_array_equal(first["emb_clicked"][i, : len(own)], tables["post"][own])
-        assert not first["emb_clicked"][i, len(own) :].any()
+    some = pq.read_table(etl.path / "eval").slice(0, 15)
+    rows = Rows.from_arrow(etl.spec, pa.concat_tables([some, some]).combine_chunks())
+    parts = list(graph_inputs(etl.spec, rows, tables, 20))
+    assert np.sort(np.concatenate([numbers for numbers, _ in parts])).tolist() == list(range(30))
+    assert sorted(len(numbers) for numbers, _ in parts) == [1] * 20 + [2] * 5
+    (members, _), (posts, starts), (ids, offsets) = (rows.lookups[name] for name in ("member_id", "post_id", "clicked"))
+    for numbers, inputs in parts:
+        assert {name: (value.dtype, value.shape) for name, value in inputs.items()} == {
+            name: (value.dtype, value.shape) for name, value in inputs_of(etl.spec, len(numbers)).items()
+        }
+        np.testing.assert_array_equal(inputs["emb_post_id"], tables["post"][posts[starts[numbers]]])
+        for i in numbers:
+            np.testing.assert_array_equal(inputs["emb_member_id"], tables["member"][members[[i]]])
+            own = ids[offsets[i] : offsets[i + 1]]
+            assert inputs["len_clicked"] == [len(own)]
+            np.testing.assert_array_equal(inputs["emb_clicked"][0, : len(own)], tables["post"][own])
+            assert not inputs["emb_clicked"][0, len(own) :].any()
 
 
 def test_a_graph_of_something_else_is_refused(etl: Written, tmp_path: Path) -> None:
@@ -103,7 +108,7 @@ def test_a_graph_of_something_else_is_refused(etl: Written, tmp_path: Path) -> N
 def test_the_exact_graph_beside_it_is_the_models(etl: Written, folder: Path) -> None:
     torch.manual_seed(0)
     model = DenseModel(etl.spec, ModelConfig(hidden=(32, 16), cross_rank=3, experts=2)).eval()
-    inputs = inputs_of(etl.spec, 1, 20)
+    inputs = inputs_of(etl.spec, 20)
     expected = probability_in_torch(etl.spec, model, Calibration.identity(etl.spec), inputs)
     errors = {}
     for name, file in DENSE_FILES.items():
@@ -134,5 +139,7 @@ def test_learned_places_and_paired_tails_are_the_graphs_inputs_as_the_trainer_re
     calibration = Calibration.identity(paired)
     export_dense(model, paired, calibration, tmp_path / "dense.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "dense.onnx", providers=["CPUExecutionProvider"])
-    got = [session.run(["probability"], inputs)[0] for inputs in graph_inputs(paired, rows, tables, 50)]
-    np.testing.assert_allclose(np.concatenate(got), wanted.numpy(), atol=2e-6)
+    got = np.zeros(wanted.shape, np.float32)
+    for numbers, inputs in graph_inputs(paired, rows, tables, 50):
+        (got[numbers],) = session.run(["probability"], inputs)
+    np.testing.assert_allclose(got, wanted.numpy(), atol=2e-6)

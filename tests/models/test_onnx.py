@@ -22,15 +22,15 @@ from tests.models.test_shared import SHAPES
 CALIBRATION = Calibration(responses={"click": Platt(scale=0.7, shift=-0.4), "like": Platt(scale=1.3, shift=0.2)})
 
 
-def inputs_of(spec: FeedSpec, members: int, candidates: int, seed: int = 0) -> dict[str, np.ndarray]:
+def inputs_of(spec: FeedSpec, candidates: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Random inputs of docs/contracts/dense.md; list rows beyond their length are zero."""
     random = np.random.default_rng(seed)
-    inputs: dict[str, np.ndarray] = {"member_index": random.integers(0, members, candidates)}
-    for side, count in (("member", members), ("candidate", candidates)):
+    inputs: dict[str, np.ndarray] = {}
+    for side, count in (("member", 1), ("candidate", candidates)):
         if dense := spec.of_kind("dense", side=side):
             inputs[f"{side}_dense"] = random.normal(size=(count, len(dense))).astype(np.float32)
     for feature in spec.lookups:
-        count = members if side_of(feature) == "member" else candidates
+        count = 1 if side_of(feature) == "member" else candidates
         dim = spec.table_of(feature).dim
         if isinstance(feature, IdFeature):
             inputs[f"emb_{feature.name}"] = random.normal(size=(count, dim)).astype(np.float32)
@@ -46,7 +46,7 @@ def probability_in_torch(
     spec: FeedSpec, model: DenseModel, calibration: Calibration, inputs: dict[str, np.ndarray]
 ) -> np.ndarray:
     """The contract, step by step in numpy, with the model itself in torch."""
-    index = inputs["member_index"]
+    num = next(len(inputs[f"emb_{f.name}"]) for f in spec.lookups if side_of(f) == "candidate")
     pooled = {}
     for feature in spec.lookups:
         vector = inputs[f"emb_{feature.name}"].astype(np.float64)
@@ -59,10 +59,10 @@ def probability_in_torch(
             vector = vector.sum(1)
             if feature.pooling == "mean":
                 vector /= np.maximum(length, 1)[:, None]
-        vector = vector[index] if side_of(feature) == "member" else vector
+        vector = vector.repeat(num, axis=0) if side_of(feature) == "member" else vector
         pooled[feature.name] = torch.from_numpy(vector.astype(np.float32))
-    none = np.zeros((len(index), 0), np.float32)
-    member = inputs["member_dense"][index] if "member_dense" in inputs else none
+    none = np.zeros((num, 0), np.float32)
+    member = inputs["member_dense"].repeat(num, axis=0) if "member_dense" in inputs else none
     with torch.inference_mode():
         logits = model(pooled, torch.from_numpy(member), torch.from_numpy(inputs.get("candidate_dense", none)))
     return calibration.probability(logits.numpy())
@@ -77,12 +77,10 @@ def export(spec: FeedSpec, path: Path, calibration: Calibration = CALIBRATION) -
     return model, onnxruntime.InferenceSession(path / "dense.onnx", providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize(("members", "candidates"), [(1, 1), (1, 500), (3, 7), (5, 1)])
-def test_the_graph_gives_the_models_calibrated_probability(
-    spec: FeedSpec, tmp_path: Path, members: int, candidates: int
-) -> None:
+@pytest.mark.parametrize("candidates", [1, 7, 500])
+def test_the_graph_gives_the_models_calibrated_probability(spec: FeedSpec, tmp_path: Path, candidates: int) -> None:
     model, session = export(spec, tmp_path)
-    inputs = inputs_of(spec, members, candidates)
+    inputs = inputs_of(spec, candidates)
     (got,) = session.run(["probability"], inputs)
     np.testing.assert_allclose(got, probability_in_torch(spec, model, CALIBRATION, inputs), atol=1e-6)
 
@@ -97,20 +95,18 @@ def test_of_every_shape_the_graph_gives_the_models_probability(
     model = DenseModel(spec, ModelConfig(**({"hidden": (8, 4), "cross_rank": 3} | SHAPES[shape]))).eval()
     export_dense(model, spec, CALIBRATION, tmp_path / "dense.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "dense.onnx", providers=["CPUExecutionProvider"])
-    for members, candidates in ((1, 50), (3, 7), (1, 1)):
-        inputs = inputs_of(spec, members, candidates)
+    for candidates in (50, 1):
+        inputs = inputs_of(spec, candidates)
         (got,) = session.run(["probability"], inputs)
         np.testing.assert_allclose(got, probability_in_torch(spec, model, CALIBRATION, inputs), atol=1e-6)
 
 
-@pytest.mark.parametrize(("members", "candidates"), [(1, 1), (4, 9)])
-def test_learned_shares_of_places_are_in_the_graph(
-    learned: FeedSpec, tmp_path: Path, members: int, candidates: int
-) -> None:
+@pytest.mark.parametrize("length", [0, 2])
+def test_learned_shares_of_places_are_in_the_graph(learned: FeedSpec, tmp_path: Path, length: int) -> None:
     model, session = export(learned, tmp_path)
-    inputs = inputs_of(learned, members, candidates)
-    inputs["len_clicked"][0] = 0
-    inputs["emb_clicked"][0] = 0
+    inputs = inputs_of(learned, 9)
+    inputs["len_clicked"][0] = length
+    inputs["emb_clicked"][0, length:] = 0
     (got,) = session.run(["probability"], inputs)
     np.testing.assert_allclose(got, probability_in_torch(learned, model, CALIBRATION, inputs), atol=1e-6)
     assert sorted(i.name for i in session.get_inputs()) == sorted(input_names(learned))
@@ -128,8 +124,8 @@ def test_a_spec_without_dense_features_or_lists_exports_too(tmp_path: Path) -> N
     )
     calibration = Calibration.identity(spec)
     model, session = export(spec, tmp_path, calibration)
-    inputs = inputs_of(spec, 1, 6)
-    assert [i.name for i in session.get_inputs()] == ["member_index", "emb_post_id"] == list(input_names(spec))
+    inputs = inputs_of(spec, 6)
+    assert [i.name for i in session.get_inputs()] == ["emb_post_id"] == list(input_names(spec))
     (got,) = session.run(["probability"], inputs)
     np.testing.assert_allclose(got, probability_in_torch(spec, model, calibration, inputs), atol=1e-6)
 
@@ -190,7 +186,7 @@ def test_curves_in_the_graph_are_those_of_the_calibration(
     line = np.concatenate([np.linspace(-40, 40, 400), click.knots, [-1e9, 1e9]]).astype(np.float32)
     line.sort()
     logits = np.stack([line, line], axis=1)
-    others = {"member_index": np.zeros(len(line), np.int64), "emb_post_id": np.zeros((len(line), 4), np.float32)}
+    others = {"emb_post_id": np.zeros((len(line), 4), np.float32)}
     (got,) = session.run(["probability"], {"candidate_dense": logits} | others)
     np.testing.assert_allclose(got, calibration.probability(logits), atol=5e-6)
     assert ((got > 0) & (got < 1)).all()
@@ -201,6 +197,6 @@ def test_the_models_logits_go_through_a_curve(spec: FeedSpec, tmp_path: Path) ->
     curve = Isotonic(knots=(-0.5, 0.0, 0.4), values=(-4.0, -1.0, 0.5))
     calibration = Calibration(responses={"click": Platt(scale=0.7), "like": curve})
     model, session = export(spec, tmp_path, calibration)
-    inputs = inputs_of(spec, 3, 50)
+    inputs = inputs_of(spec, 50)
     (got,) = session.run(["probability"], inputs)
     np.testing.assert_allclose(got, probability_in_torch(spec, model, calibration, inputs), atol=2e-6)

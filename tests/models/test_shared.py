@@ -41,36 +41,40 @@ def without(spec: FeedSpec, *names: str) -> FeedSpec:
     return FeedSpec.parse(value)
 
 
-def drawn(spec: FeedSpec, members: int, candidates: int) -> tuple[list[dict[str, Tensor]], list[Tensor], Tensor]:
-    """Pooled vectors and dense features of both sides, and who each candidate is for; everyone is there."""
-    rows = {"member": members, "candidate": candidates}
+def drawn(spec: FeedSpec, candidates: int) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """Pooled vectors and dense features of both sides."""
+    rows = {"member": 1, "candidate": candidates}
     pooled: dict[str, dict[str, Tensor]] = {side: {} for side in rows}
     for feature in spec.lookups:
         pooled[side_of(feature)][feature.name] = torch.randn(rows[side_of(feature)], spec.table_of(feature).dim)
     dense = [torch.randn(rows[side], len(spec.of_kind("dense", side=side))) for side in rows]  # type: ignore[arg-type]
-    index = torch.arange(candidates) % members
-    return list(pooled.values()), dense, index[torch.randperm(candidates)]
+    return list(pooled.values()), dense
 
 
-def of_whole_rows(model: DenseModel, pooled: list[dict[str, Tensor]], dense: list[Tensor], index: Tensor) -> Tensor:
-    return model({name: rows[index] for name, rows in pooled[0].items()} | pooled[1], dense[0][index], dense[1])
+def of_whole_rows(model: DenseModel, pooled: list[dict[str, Tensor]], dense: list[Tensor]) -> Tensor:
+    num = len(dense[1])
+    repeated = {name: row.expand(num, -1) for name, row in pooled[0].items()}
+    return model(repeated | pooled[1], dense[0].expand(num, -1), dense[1])
 
 
-def of_shared(shared: SharedModel, pooled: list[dict[str, Tensor]], dense: list[Tensor], index: Tensor) -> Tensor:
-    return shared(*pooled, *(rows if rows.shape[1] else None for rows in dense), index)
+def of_shared(shared: SharedModel, pooled: list[dict[str, Tensor]], dense: list[Tensor]) -> Tensor:
+    return shared(*pooled, *(rows if rows.shape[1] else None for rows in dense))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("candidates", [1, 11])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_of_every_shape_the_logits_are_the_models(spec: FeedSpec, shape: str, members: int) -> None:
+def test_of_every_shape_the_logits_are_the_models(spec: FeedSpec, shape: str, candidates: int) -> None:
     torch.manual_seed(0)
     model = DenseModel(spec, ModelConfig(**({"hidden": (8, 4), "cross_rank": 3} | SHAPES[shape]))).eval()
-    pooled, dense, index = drawn(spec, members, 11)
-    expected = of_whole_rows(model, pooled, dense, index)
-    got = of_shared(SharedModel(model, spec), pooled, dense, index)
+    pooled, dense = drawn(spec, candidates)
+    expected = of_whole_rows(model, pooled, dense)
+    got = of_shared(SharedModel(model, spec), pooled, dense)
     assert expected.std() > 1e-2
     torch.testing.assert_close(got, expected, atol=3e-6, rtol=1e-6)
+    scale, shift = torch.tensor([0.7, -1.3]), torch.tensor([2.0, -0.4])
+    got = of_shared(SharedModel(model, spec, scale, shift), pooled, dense)
+    torch.testing.assert_close(got, expected * scale + shift, atol=3e-6, rtol=1e-6)
 
 
 @torch.no_grad()
@@ -89,12 +93,10 @@ def test_of_every_kind_of_spec_the_logits_are_the_models(spec: FeedSpec, left_ou
     torch.manual_seed(0)
     fewer = without(spec, *left_out)
     model = DenseModel(fewer, ModelConfig(**({"hidden": (8, 4), "cross_rank": 3} | SHAPES[shape]))).eval()
-    for members in (1, 2):
-        pooled, dense, index = drawn(fewer, members, 6)
-        expected = of_whole_rows(model, pooled, dense, index)
-        got = of_shared(SharedModel(model, fewer), pooled, dense, index)
-        assert got.shape == (6, len(spec.responses))
-        torch.testing.assert_close(got, expected, atol=3e-6, rtol=1e-6)
+    pooled, dense = drawn(fewer, 6)
+    got = of_shared(SharedModel(model, fewer), pooled, dense)
+    assert got.shape == (6, len(spec.responses))
+    torch.testing.assert_close(got, of_whole_rows(model, pooled, dense), atol=3e-6, rtol=1e-6)
 
 
 @torch.no_grad()
@@ -116,10 +118,10 @@ def test_many_lookups_of_one_width_have_every_pair_in_its_place() -> None:
     )
     torch.manual_seed(0)
     model = DenseModel(spec, ModelConfig(hidden=(8,), cross_rank=4)).eval()
-    pooled, dense, index = drawn(spec, 2, 5)
+    pooled, dense = drawn(spec, 5)
     pooled = [{name: rows / 8 for name, rows in side.items()} for side in pooled]
-    expected = of_whole_rows(model, pooled, dense, index)
-    torch.testing.assert_close(of_shared(SharedModel(model, spec), pooled, dense, index), expected, atol=2e-5, rtol=0)
+    expected = of_whole_rows(model, pooled, dense)
+    torch.testing.assert_close(of_shared(SharedModel(model, spec), pooled, dense), expected, atol=2e-5, rtol=0)
 
 
 def test_only_cross_layers_of_a_rank_above_the_width_see_whole_rows(spec: FeedSpec) -> None:
@@ -129,19 +131,19 @@ def test_only_cross_layers_of_a_rank_above_the_width_see_whole_rows(spec: FeedSp
 
 
 @torch.no_grad()
-def test_of_one_member_no_tensor_of_a_row_per_candidate_has_the_members_columns(spec: FeedSpec) -> None:
+def test_no_tensor_of_a_row_per_candidate_has_the_members_columns(spec: FeedSpec) -> None:
     model = DenseModel(spec, ModelConfig(hidden=(8, 4), cross_rank=3)).eval()
     shared = SharedModel(model, spec)
-    pooled, dense, index = drawn(spec, 1, 50)
+    pooled, dense = drawn(spec, 50)
     width = sum(spec.table_of(f).dim for f in spec.lookups) + len(spec.dense)
     widest: list[int] = []
 
     def look(_: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        widest.extend(t.shape[1] for t in inputs if isinstance(t, Tensor) and t.ndim == 2 and len(t) == len(index))
+        widest.extend(t.shape[1] for t in inputs if isinstance(t, Tensor) and t.ndim == 2 and len(t) == 50)
 
     for module in shared.modules():
         module.register_forward_pre_hook(look)
-    of_shared(shared, pooled, dense, index)
+    of_shared(shared, pooled, dense)
     of_candidate = sum(spec.table_of(f).dim for f in spec.lookups if side_of(f) == "candidate") + 1
     num_dots = shared.dots.candidate if shared.dots else []
     assert 0 < max(widest) <= of_candidate + len(num_dots) + 4 < width + len(num_dots)

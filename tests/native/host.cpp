@@ -2,13 +2,16 @@
 // line and prints what became of it. Built with the backend's sources and the address and undefined behaviour
 // sanitizers, which end it at the first byte read or written beyond what a request holds.
 //
-//   host MODEL_FOLDER    then lines of words:
+//   host MODEL_FOLDER [without-metrics]    then lines of words:
 //     KEYS=9:1,3:<hex>|<hex>   an input: type, shape, its bytes in pieces; each piece begins at an odd address
 //     gpu=KEYS                 its pieces are said to lie on a GPU
 //     size=KEYS:5              its size is said to be 5
 //     output=WAY               cpu, odd (an odd address), gpu, error, throw, nothing
 //     response=error           no response can be made
+//     id=TEXT                  the request's id
+//   or a line `metrics`: what was counted
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -60,7 +63,7 @@ struct TRITONBACKEND_Output {
 
 struct TRITONBACKEND_Request {
   std::map<std::string, TRITONBACKEND_Input> inputs;
-  std::string output_way = "cpu", response_way = "good", answer;
+  std::string output_way = "cpu", response_way = "good", id, answer;
   int num_sent = 0, num_released = 0, num_good = 0, num_failed = 0, num_batches = 0;
 };
 
@@ -68,6 +71,23 @@ struct TRITONBACKEND_Response {
   TRITONBACKEND_Request* request;
   std::vector<std::unique_ptr<TRITONBACKEND_Output>> outputs;
 };
+
+struct TRITONSERVER_Parameter {
+  std::string text;
+};
+
+struct TRITONSERVER_MetricFamily {
+  std::string name;
+  int num_metrics = 0;
+};
+
+struct TRITONSERVER_Metric {
+  TRITONSERVER_MetricFamily* family;
+  std::string labels;
+};
+
+static bool has_metrics = true;
+static std::map<std::string, double> counted;  // by name and labels
 
 static TRITONBACKEND_Request* current = nullptr;  // batch statistics name no request
 
@@ -81,6 +101,42 @@ TRITONSERVER_Error* TRITONSERVER_ErrorNew(int code, const char* message) {
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error* error) { delete error; }
 int TRITONSERVER_ErrorCode(TRITONSERVER_Error* error) { return error->code; }
 const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error* error) { return error->message.c_str(); }
+
+TRITONSERVER_Parameter* TRITONSERVER_ParameterNew(const char* name, int type, const void* value) {
+  if (type != TRITONSERVER_PARAMETER_STRING) return nullptr;
+  return new TRITONSERVER_Parameter{std::string(name) + "=" + static_cast<const char*>(value)};
+}
+void TRITONSERVER_ParameterDelete(TRITONSERVER_Parameter* parameter) { delete parameter; }
+TRITONSERVER_Error* TRITONSERVER_MetricFamilyNew(
+    TRITONSERVER_MetricFamily** family, int kind, const char* name, const char* description) {
+  if (!has_metrics || kind != TRITONSERVER_METRIC_KIND_COUNTER || *description == 0) return wrong("no metrics");
+  *family = new TRITONSERVER_MetricFamily{name};
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricFamilyDelete(TRITONSERVER_MetricFamily* family) {
+  const bool is_empty = family->num_metrics == 0;
+  delete family;
+  if (!is_empty) std::abort();
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricNew(
+    TRITONSERVER_Metric** metric, TRITONSERVER_MetricFamily* family, const TRITONSERVER_Parameter** labels,
+    uint64_t label_count) {
+  std::string text;
+  for (uint64_t i = 0; i < label_count; ++i) text += (i ? "," : "") + labels[i]->text;
+  *metric = new TRITONSERVER_Metric{family, text};
+  ++family->num_metrics;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricDelete(TRITONSERVER_Metric* metric) {
+  --metric->family->num_metrics;
+  delete metric;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricIncrement(TRITONSERVER_Metric* metric, double value) {
+  counted[metric->family->name + "{" + metric->labels + "}"] += value;
+  return nullptr;
+}
 
 TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor) {
   *major = 1;
@@ -119,6 +175,10 @@ TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(
     TRITONBACKEND_ModelInstance*, uint64_t batch_size, uint64_t, uint64_t, uint64_t, uint64_t) {
   current->num_batches += static_cast<int>(batch_size);
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestId(TRITONBACKEND_Request* request, const char** id) {
+  *id = request->id.c_str();
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestInput(
@@ -231,6 +291,8 @@ static void read(TRITONBACKEND_Request& request, const std::string& line) {
       request.output_way = value;
     } else if (name == "response") {
       request.response_way = value;
+    } else if (name == "id") {
+      request.id = value;
     } else if (name == "gpu") {
       request.inputs.at(value).memory = TRITONSERVER_MEMORY_GPU;
     } else if (name == "size") {
@@ -242,7 +304,8 @@ static void read(TRITONBACKEND_Request& request, const std::string& line) {
   }
 }
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
+  has_metrics = count < 3;
   TRITONBACKEND_Model model{arguments[1]};
   TRITONSERVER_Error* error = TRITONBACKEND_Initialize(nullptr);
   if (error == nullptr) error = TRITONBACKEND_ModelInitialize(&model);
@@ -253,6 +316,11 @@ int main(int, char** arguments) {
   }
   TRITONBACKEND_ModelInstance instance{&model};
   for (std::string line; std::getline(std::cin, line);) {
+    if (line == "metrics") {
+      for (const auto& [name, value] : counted) std::cout << name << ' ' << value << ';';
+      std::cout << std::endl;
+      continue;
+    }
     TRITONBACKEND_Request request;
     TRITONBACKEND_Request* pointer = current = &request;
     read(request, line);

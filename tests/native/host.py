@@ -31,9 +31,13 @@ def build(program: Path, *flags: str) -> Path:
 class Host:
     """The stand-in, one model loaded."""
 
-    def __init__(self, program: Path, model: Path) -> None:
+    def __init__(self, program: Path, model: Path, *options: str) -> None:
         self.process = subprocess.Popen(
-            [str(program), str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [str(program), str(model), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.loaded = self.line()
 
@@ -44,11 +48,20 @@ class Host:
             raise AssertionError(f"the host ended: {self.process.communicate()[1][-4000:]}")
         return text.removesuffix("\n")
 
-    def ask(self, *words: str) -> str:
-        """What became of one request; it was sent, released and counted exactly once."""
+    def metrics(self) -> dict[str, float]:
+        """`name{label=value,...}` -> what was counted; those that were never counted are not there."""
+        self.say("metrics")
+        pairs = (one.rsplit(" ", 1) for one in self.line().split(";") if one)
+        return {name: float(value) for name, value in pairs}
+
+    def say(self, *words: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(" ".join(words) + "\n")
         self.process.stdin.flush()
+
+    def ask(self, *words: str) -> str:
+        """What became of one request; it was sent, released and counted exactly once."""
+        self.say(*words)
         times, _, answer = self.line().partition(" ")
         assert times == ("11101" if answer.startswith("ok ") else "11010")
         return answer

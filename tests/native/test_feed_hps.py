@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsefeed.models.store.store import ParameterStore, write_index, write_tables
+from sparsefeed.native import library
+from sparsefeed.workflows.serving.request import PROBE
 from sparsefeed.workflows.serving.steps.lookup import LookupStep
+from sparsefeed.workflows.serving.steps.readings import FAMILIES, Meter
 from tests.native.host import TYPES, Host, build, given_as, wanted
 
 ROWS, DIMS = {"member": 70, "post": 200}, {"member": 4, "post": 20}
@@ -135,11 +138,42 @@ def test_a_server_that_misbehaves_gets_an_error_of_the_request_alone(host: Host,
 
 
 def test_a_request_without_a_response_is_counted_and_released(host: Host) -> None:
-    assert host.process.stdin is not None
-    host.process.stdin.write(" ".join([*GOOD, "response=error"]) + "\n")
-    host.process.stdin.flush()
+    host.say(*GOOD, "response=error")
     assert host.line() == "01010 "
     assert host.ask(*GOOD).startswith("ok ")
+
+
+def test_it_counts_what_a_python_step_counts_under_the_same_names(program: Path, model: Path) -> None:
+    host, meter = Host(program, model), Meter()
+    assert host.loaded == "loaded"
+    refused, failed = "size=KEYS:25", "output=error"
+    for words, code in (((), "ok"), ((refused,), "3"), ((failed,), "1"), ((), "ok"), (("id=mine",), "ok")):
+        assert host.ask(*GOOD, *words).startswith(code)
+    assert host.ask(*GOOD, f"id={PROBE}").startswith("ok")  # not counted
+    for outcome in ({"ok": 1}, {"ok": 1}, {"ok": 1}, {"refused": 1}, {"failed": 1}):
+        meter.add(0.0, **outcome)
+    got = host.metrics()
+    taken = got.pop("sparsefeed_compute_seconds_total{bundle=b1,step=feed_hps}")
+    assert 0 < taken < 5
+    for name, value, labels in meter.readings():
+        if name == "sparsefeed_compute_seconds_total":
+            continue
+        told = ",".join(f"{label}={text}" for label, text in (("bundle", "b1"), ("step", "feed_hps"), *labels))
+        found = got.pop(f"{name}{{{told}}}")
+        assert found == value or (name.endswith("_bucket") and 0 <= found <= value)
+    assert got == {}
+    host.close()
+    header = (Path(library.__file__).with_name("meter.h")).read_text("utf-8")
+    counted = {reading.name for reading in meter.readings()}
+    assert len(counted) == 4
+    assert all(f'"{FAMILIES[name][1]}"' in header for name in counted)
+
+
+def test_a_server_without_metrics_has_answers_all_the_same(program: Path, model: Path) -> None:
+    host = Host(program, model, "without-metrics")
+    assert host.ask(*GOOD).startswith("ok ")
+    assert host.metrics() == {}
+    host.close()
 
 
 def test_a_table_cut_off_anywhere_is_refused_at_load(program: Path, model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """ServingPlan: what the fitted workflow does to one request, as data.
 
 It is made from a FeedSpec and the fitted statistics, saved as JSON, and run on numpy arrays; a parity
-test holds it equal to nvtabular's `Workflow.transform`. numpy and the standard library alone, so that
+test holds it equal to nvtabular's `Workflow.transform`. numpy, numba and the standard library alone, so that
 a Triton step loads it without pydantic, dask or nvtabular.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
+from sparsefeed.etl.kernels.dense import standardise_rows
 
 __all__ = ["FORMAT", "DensePlan", "LookupPlan", "ServingPlan", "TablePlan"]
 
@@ -69,27 +70,16 @@ class DensePlan:
 
     def apply(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Fill, log and standardise raw values [n, D] -> float32 [n, D]; `raw` is left as it is."""
-        fill, mean, std = self._scales
-        out = np.where(np.isnan(raw), fill, raw).astype(np.float32, copy=False)
-        for columns in self._logs:  # kernels.dense.standardise says what is done, a column at a time
-            part = out[:, columns]
-            np.maximum(part, np.float32(0), out=part)
-            part += np.float32(1)
-            np.log(part, out=part)
-        out -= mean
-        out /= std
+        out = np.empty_like(raw)
+        standardise_rows(raw, *self._columns, out)
         return out
 
     @cached_property
-    def _scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    def _columns(self) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+        """Fill, log, mean and std as the kernel takes them."""
         std = np.array(self.std, np.float32)
-        return np.array(self.fill, np.float32), np.array(self.mean, np.float32), np.where(std > 0, std, np.float32(1))
-
-    @cached_property
-    def _logs(self) -> tuple[slice, ...]:
-        """Columns with a logarithm, as runs of neighbours."""
-        edges = np.flatnonzero(np.diff(np.array([False, *self.log, False], np.int8)))
-        return tuple(slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
+        std[~(std > 0)] = 1
+        return np.array(self.fill, np.float32), np.array(self.log, np.bool_), np.array(self.mean, np.float32), std
 
 
 @dataclass(frozen=True)

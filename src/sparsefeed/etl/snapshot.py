@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,18 @@ class SnapshotSide:
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Index of each key in these arrays, -1 where they have it not; O(log n) memory accesses a key."""
         found = np.empty(len(keys), np.int64)
-        find_sorted(read_only(self.keys), keys, found)
+        find_sorted(self.views.keys, keys, found)
         return found
+
+    @cached_property
+    def views(self) -> SnapshotSide:
+        """The same arrays as kernels take them, made once: a view costs a request more than what a kernel does."""
+        return SnapshotSide(
+            read_only(self.keys),
+            read_only(self.dense),
+            {name: read_only(column) for name, column in self.ids.items()},
+            {name: (read_only(offsets), read_only(values)) for name, (offsets, values) in self.lists.items()},
+        )
 
     def whole(self) -> SnapshotSide:
         """The same members or posts without an overlay."""

@@ -9,7 +9,7 @@ no cross layer and no dot product is in 8 bits: they are few products and most o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparsefeed.errors import BundleError
-from sparsefeed.etl.spec import FeedSpec, IdFeature
+from sparsefeed.etl.spec import FeedSpec, IdFeature, side_of
 from sparsefeed.models import metrics
 from sparsefeed.models.config import Int8Limits
 from sparsefeed.models.torchrec.columns import Rows, open_split, read_part
@@ -28,8 +28,8 @@ from sparsefeed.models.torchrec.lookup_keys import Lists, keys_of, second_of
 __all__ = ["Int8Change", "check_int8", "graph_inputs", "held_out_rows", "quantise_dense"]
 
 _LAYERS = ("/shared/first.", "/shared/rest.")  # as models.shared names them
-_ROWS = 20_000  # held-out rows that are scored, in calls of _CALL candidates: what one scale is for
-_CALL = 100
+_ROWS = 20_000  # held-out rows that are scored
+_AT_ONCE = 2000  # of them, whose vectors are in memory together
 
 Inputs = dict[str, npt.NDArray[Any]]
 
@@ -94,11 +94,11 @@ def check_int8(
         name: onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
         for name, file in files.items()
     }
-    found: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in sessions}
-    for inputs in graph_inputs(spec, rows, tables, _CALL):
+    found = {name: np.empty(rows.labels_NR.shape, np.float64) for name in sessions}
+    for numbers, inputs in graph_inputs(spec, rows, tables):
         for name, session in sessions.items():
-            found[name].append(session.run(["probability"], inputs)[0])
-    exact, coarse = (np.concatenate(found[name]).astype(np.float64) for name in ("fp32", "int8"))
+            (found[name][numbers],) = session.run(["probability"], inputs)
+    exact, coarse = found["fp32"], found["int8"]
     change = Int8Change(
         num_rows=len(rows),
         probability=float(np.abs(exact - coarse).max()),
@@ -130,13 +130,20 @@ def held_out_rows(spec: FeedSpec, data: Path, capacities: Mapping[str, int], num
     return Rows.from_arrow(spec, pa.concat_tables(tables).combine_chunks())
 
 
-def graph_inputs(spec: FeedSpec, rows: Rows, tables: Mapping[str, Any], num_candidates: int) -> Iterator[Inputs]:
-    """Inputs of dense.onnx for so many rows at a time, each with a member of its own (docs/contracts/dense.md)."""
+def graph_inputs(
+    spec: FeedSpec, rows: Rows, tables: Mapping[str, Any], at_once: int = _AT_ONCE
+) -> Iterator[tuple[npt.NDArray[np.int64], Inputs]]:
+    """Inputs of dense.onnx (docs/contracts/dense.md): numbers of rows that have one member, as it then was, and theirs.
+
+    So a call has what one scale is for, as served: the candidates of a session.
+    """
     dense = {"member_dense": rows.member_dense_NM, "candidate_dense": rows.candidate_dense_NC}
-    for start in range(0, len(rows), num_candidates):
-        stop = min(start + num_candidates, len(rows))
+    is_members = {"member_dense"} | {
+        f"{kind}_{f.name}" for f in spec.lookups if side_of(f) == "member" for kind in ("emb", "len")
+    }
+    for start in range(0, len(rows), at_once):
+        stop = min(start + at_once, len(rows))
         inputs: Inputs = {name: values[start:stop] for name, values in dense.items() if values.shape[1]}
-        inputs["member_index"] = np.arange(stop - start)
         for feature in spec.lookups:
             of, keys = spec.table_of(feature), keys_of(feature)
             most = 1 if len(keys) > 1 else getattr(feature, "max_length", 1)
@@ -149,7 +156,18 @@ def graph_inputs(spec: FeedSpec, rows: Rows, tables: Mapping[str, Any], num_cand
             inputs[f"emb_{feature.name}"] = vectors[:, 0] if isinstance(feature, IdFeature) else vectors
             if not isinstance(feature, IdFeature):
                 inputs[f"len_{feature.name}"] = np.sum([lengths for _, lengths in parts], axis=0)
-        yield inputs
+        of_member = [values for name, values in inputs.items() if name in is_members]
+        for numbers in _equal_rows(of_member, stop - start):
+            own = {name: values[numbers[:1] if name in is_members else numbers] for name, values in inputs.items()}
+            yield start + numbers, own
+
+
+def _equal_rows(arrays: Sequence[npt.NDArray[Any]], num_rows: int) -> list[npt.NDArray[np.int64]]:
+    """Numbers of the rows that are alike in all arrays, [num_rows, ...] each; all rows where there are none."""
+    alike: dict[bytes, list[int]] = {}
+    for number in range(num_rows):
+        alike.setdefault(b"".join(values[number].tobytes() for values in arrays), []).append(number)
+    return [np.array(numbers) for numbers in alike.values()]
 
 
 def _padded(lists: Lists, start: int, stop: int, most: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

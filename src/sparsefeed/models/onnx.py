@@ -1,7 +1,7 @@
 """dense.onnx: pooling, dense model and calibration in one graph (docs/contracts/dense.md).
 
-Notable: the member's inputs enter once per member, and what is the member's alone is computed once, however many
-candidates a request ranks: its pooled histories and its share of every linear map (models.shared says of which).
+Notable: the member's inputs enter once, and what is the member's alone is computed once, however many candidates a
+request ranks: its pooled histories and its share of every linear map (models.shared says of which).
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ FEW_PRODUCTS = 8192
 def input_names(spec: FeedSpec) -> tuple[str, ...]:
     """Names of the graph's inputs, in order."""
     names = [f"{side}_dense" for side in ("member", "candidate") if spec.of_kind("dense", side=side)]
-    names.append("member_index")
     for feature in spec.lookups:
         names.append(f"emb_{feature.name}")
         if not isinstance(feature, IdFeature):
@@ -58,7 +57,7 @@ def export_dense(model: DenseModel, spec: FeedSpec, calibration: Calibration, pa
     was_training = model.training
     served.eval()
     inputs = _example(spec)
-    axes = {name: {0: _axis(spec, name)} for name in inputs} | {"probability": {0: "n"}}
+    axes = {name: {0: "n"} for name in inputs if not _is_members(spec, name)} | {"probability": {0: "n"}}
     try:
         with warnings.catch_warnings():
             # The exporter without dynamo is deprecated but is the one that needs no further package.
@@ -82,7 +81,6 @@ class _Served(nn.Module):
 
     def __init__(self, model: DenseModel, spec: FeedSpec, calibration: Calibration) -> None:
         super().__init__()
-        self.shared = SharedModel(model, spec)
         self.pools = model.pools
         self.spec = spec
         self.names = input_names(spec)
@@ -91,11 +89,13 @@ class _Served(nn.Module):
             if num > 1 and side_of(feature) == "candidate" and num * dim * dim <= FEW_PRODUCTS:
                 self.register_buffer(f"ones_{feature.name}", torch.eye(dim).repeat(num, 1))
         scale, shift = (torch.from_numpy(line) for line in calibration.lines())
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
         curves = {r: one for r, one in enumerate(calibration.responses.values()) if isinstance(one, Isotonic)}
         self.curved = bool(curves)
-        if curves:  # without any the graph is, to the byte, one without these
+        # A line is part of the head; a curve needs the logits as they are.
+        self.shared = SharedModel(model, spec, *(() if curves else (scale, shift)))
+        if curves:
+            self.register_buffer("scale", scale)
+            self.register_buffer("shift", shift)
             self._hold(curves, len(scale))
 
     def _pooled(self, feature: IdListFeature | HistoryFeature, rows: Tensor, length: Tensor) -> Tensor:
@@ -129,24 +129,21 @@ class _Served(nn.Module):
                 vector = self._pooled(feature, vector, given[f"len_{feature.name}"])
             pooled[side_of(feature)][feature.name] = vector
         dense = (given.get(f"{side}_dense") for side in ("member", "candidate"))
-        logits_nR = self.shared(pooled["member"], pooled["candidate"], *dense, given["member_index"])
-        calibrated_nR = logits_nR * self.scale + self.shift
+        logits_nR = calibrated_nR = self.shared(pooled["member"], pooled["candidate"], *dense)
         if self.curved:
             # Isotonic.segments; arithmetic alone, for a search of the segment has no operator in ONNX.
             inside_nRS = torch.minimum(torch.maximum(logits_nR.unsqueeze(2), self.low), self.high)
             curve_nR = self.first + ((inside_nRS - self.low) * self.slope).sum(dim=2)
-            calibrated_nR = torch.where(self.has_curve, curve_nR, calibrated_nR)
+            calibrated_nR = torch.where(self.has_curve, curve_nR, logits_nR * self.scale + self.shift)
         return torch.sigmoid(calibrated_nR.clamp(-MAX_LOGIT, MAX_LOGIT))
 
 
 def _example(spec: FeedSpec) -> dict[str, Tensor]:
-    # Two members and three candidates: no axis may be taken for a constant 1, nor m for n.
+    # Three candidates: their axis may not be taken for a constant 1.
     inputs: dict[str, Tensor] = {}
     for name in input_names(spec):
-        count = 2 if _axis(spec, name) == "m" else 3
-        if name == "member_index":
-            inputs[name] = torch.tensor([0, 1, 1])
-        elif name in ("member_dense", "candidate_dense"):
+        count = 1 if _is_members(spec, name) else 3
+        if name in ("member_dense", "candidate_dense"):
             inputs[name] = torch.zeros(count, len(spec.of_kind("dense", side=name.removesuffix("_dense"))))  # type: ignore[arg-type]
         else:
             feature = next(f for f in spec.lookups if name in (f"emb_{f.name}", f"len_{f.name}"))
@@ -158,10 +155,8 @@ def _example(spec: FeedSpec) -> dict[str, Tensor]:
     return inputs
 
 
-def _axis(spec: FeedSpec, name: str) -> str:
-    """Whether an input's first axis counts members (m) or candidates (n)."""
-    if name in ("member_index", "candidate_dense"):
-        return "n"
-    if name == "member_dense":
-        return "m"
-    return "m" if side_of(spec.feature_by_name[name.split("_", 1)[1]]) == "member" else "n"
+def _is_members(spec: FeedSpec, name: str) -> bool:
+    """Whether an input is the member's, which has one row, or the candidates'."""
+    if name in ("member_dense", "candidate_dense"):
+        return name == "member_dense"
+    return side_of(spec.feature_by_name[name.split("_", 1)[1]]) == "member"

@@ -1,7 +1,7 @@
-"""The dense model of a request: m members, n candidates, and what is a member's alone computed once per member.
+"""The dense model of a request: one member, n candidates, and what is the member's alone computed once.
 
 A layer is linear before anything else, so it falls into a share of the member's columns and one of the candidate's:
-W x = W_m x_m + W_c x_c, the first for m rows, the second for n. In this way are shared
+W x = W_m x_m + W_c x_c, the first for one row, the second for n. In this way are shared
 
     the first gated layer of every expert, the mix of the experts, the head;
     the dot products of two of the member's lookups, and what all of these make of them;
@@ -14,12 +14,12 @@ W x = W_m x_m + W_c x_c, the first for m rows, the second for n. In this way are
 A candidate's products with such matrices, K x K each, are fewer than those with the member's columns themselves where
 these are more than K, about; where they are not, the cross layers after the first have whole rows (`_Cross.is_shared`).
 
-Notable: nothing here asks whether there is one member. `first` is which member each candidate is for, or of one member
-its index alone, and broadcasting does the rest: one member's share is neither repeated nor gathered. And what the
-member has a share of is one product for all, because at a hundred candidates every operator counts. Of many members
-with a few candidates each the matrices cost more than they save: it is made for requests.
+Notable: at a hundred candidates every operator counts. So what the member has a share of is one product for all, a sum
+is the product's that it is added to, and a line that the logits go through is part of the head. And the graph is of one
+member: with one for several, the member's matrices are gathered per candidate, and requests that were joined took
+longer than one by one (ADR 25).
 
-Shapes: as in models.dense, and m members, n candidates; B is 1 where m is, else n; L cross layers.
+Shapes: as in models.dense, and n candidates; L cross layers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from sparsefeed.models.dense import CrossLayer, DenseModel, GatedLayer, Interact
 __all__ = ["SharedModel"]
 
 Pooled = Mapping[str, Tensor]
-_ALL_OF_ONE = 2**40  # more than there are candidates
 _MANY_PRODUCTS = 512  # of floats a row, above which small matrix products of every row cost less than copies of vectors
 
 
@@ -46,9 +45,13 @@ class SharedModel(nn.Module):
     Args:
         model: what was trained.
         spec: its spec.
+        scale: [R]; the logits are given times `scale` plus `shift`. None: as they are.
+        shift: [R], with `scale`.
     """
 
-    def __init__(self, model: DenseModel, spec: FeedSpec) -> None:
+    def __init__(
+        self, model: DenseModel, spec: FeedSpec, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.lookups = {side: [f.name for f in spec.lookups if side_of(f) == side] for side in ("member", "candidate")}
         member, candidate = _columns(spec)
@@ -63,6 +66,10 @@ class SharedModel(nn.Module):
         of_x, of_h, of_dots = model.head.weight.split([width, model.config.hidden[-1], sum(map(len, pairs))], dim=1)
         if model.interactions and model.interactions.groups:  # added to every logit
             of_dots = of_dots + torch.cat(model.interactions.matched())
+        of_one = model.head.bias
+        if scale is not None and shift is not None:
+            of_x, of_h, of_dots = (scale[:, None] * weight for weight in (of_x, of_h, of_dots))
+            of_one = scale * of_one + shift
         self.cross = _Cross(model, of_x, member, candidate)
         self.register_buffer("of_h", of_h.detach().T.contiguous())
         alone = [] if self.mix else [of_h]  # mixed experts are weighed after the head, response by response
@@ -71,7 +78,7 @@ class SharedModel(nn.Module):
         shares = [(linear.weight[:, seen_m], linear.bias) for linear in deep[:num_experts]]
         shares += [(model.mix.weight[:, seen_m], model.mix.bias)] if model.mix else []
         shares += [(_padded(weight, len(pairs[0])), torch.zeros(len(weight))) for weight in self.cross.constants]
-        shares += [(torch.cat([self.cross.constant_of_head, of_dots[:, pairs[0]]], dim=1), model.head.bias)]
+        shares += [(torch.cat([self.cross.constant_of_head, of_dots[:, pairs[0]]], dim=1), of_one)]
         parts = [2 if model.config.gate else 1] * num_experts + [1] * (len(shares) - num_experts)
         self.sizes = [len(bias) // num for (_, bias), num in zip(shares, parts, strict=True) for _ in range(num)]
         weights, biases = zip(*shares, strict=True)
@@ -79,54 +86,42 @@ class SharedModel(nn.Module):
         self.register_buffer("bias", torch.cat(biases).detach())
 
     def forward(
-        self,
-        members: Pooled,
-        candidates: Pooled,
-        member_dense_mM: Tensor | None,
-        candidate_dense_nC: Tensor | None,
-        member_index_n: Tensor,
+        self, members: Pooled, candidates: Pooled, member_dense_1M: Tensor | None, candidate_dense_nC: Tensor | None
     ) -> Tensor:
-        """Logits [n, R], uncalibrated.
+        """Logits [n, R], uncalibrated but for `scale` and `shift`.
 
         Args:
-            members: Per lookup of the member its pooled vector [m, dim].
+            members: Per lookup of the member its pooled vector [1, dim].
             candidates: Per lookup of the candidate its pooled vector [n, dim].
-            member_dense_mM: None where the member has no dense features.
+            member_dense_1M: None where the member has no dense features.
             candidate_dense_nC: None where the candidate has none.
-            member_index_n: Which member each candidate is for; of one member 0 alone.
         """
         of_member, of_candidate = (
             [*([] if dense is None else [dense]), *(vectors[name] for name in self.lookups[side])]
             for side, dense, vectors in (
-                ("member", member_dense_mM, members),
+                ("member", member_dense_1M, members),
                 ("candidate", candidate_dense_nC, candidates),
             )
         )
         xm, xc = _joined(of_member) if of_member else None, _joined(of_candidate)
-        # All of the index, or of one member's its first element.
-        first = member_index_n if xm is None else member_index_n[: xm.shape[0] * _ALL_OF_ONE - (_ALL_OF_ONE - 1)]
-        dots_m, dots_n = self.dots(members, candidates, first) if self.dots else ([], [])
-        if xm is None:
-            shares = iter(self.bias.unsqueeze(0).split(self.sizes, dim=1))
-        else:
-            seen_m = _joined([xm, *dots_m])
-            shares = iter(torch.addmm(self.bias, seen_m, self.of_member)[first].split(self.sizes, dim=1))
+        dots_1, dots_n = self.dots(members, candidates) if self.dots else ([], [])
+        together = self.bias.unsqueeze(0)
+        if xm is not None:
+            together = torch.addmm(self.bias, _joined([xm, *dots_1]), self.of_member)
+        shares = iter(together.split(self.sizes, dim=1))
         seen_n = _joined([xc, *dots_n])
         experts = [layer(seen_n, shares) for layer in self.first]
         for start in range(0, len(self.rest), len(experts)):
             layers = self.rest[start : start + len(experts)]
             experts = [layer(h) for layer, h in zip(layers, experts, strict=True)]
         mix = self.mix(next(shares), seen_n) if self.mix else None
-        x, of_products = self.cross(xm, xc, first, member_index_n, shares)
-        share = next(shares) if of_products is None else next(shares) + of_products
+        x, share = self.cross(xm, xc, shares)
         logits_nR = self.head(share, _joined([x, *([] if self.mix else experts), *dots_n]))
         if mix is not None:
             mix_nRE = torch.softmax(mix.reshape(-1, mix.shape[1] // len(experts), len(experts)), dim=2)
             # Of each expert's own logits the mean: the head is linear.
             logits_nER = torch.stack(experts, dim=1) @ self.of_h
             logits_nR = logits_nR + (mix_nRE * logits_nER.transpose(1, 2)).sum(dim=2)
-        if xm is None:  # the signature has the index, and the exporter drops what nothing reads
-            logits_nR = logits_nR.reshape(member_index_n.shape[0], logits_nR.shape[1])
         return logits_nR
 
 
@@ -139,7 +134,7 @@ class _Part(nn.Module):
         self.register_buffer("weight", weight.detach().T.contiguous())
 
     def forward(self, share: Tensor, rows: Tensor) -> Tensor:
-        """Apply it; the share is [1, out] or [n, out]."""
+        """Apply it; the share is [out], [1, out] or [n, out]."""
         return torch.addmm(share, rows, self.weight)
 
 
@@ -163,7 +158,7 @@ class _Gated(nn.Module):
 
 
 class _Dots(nn.Module):
-    """Dot products of lookups of one width: two of the member's [m, pairs], and those with a candidate's [n, pairs].
+    """Dot products of lookups of one width: two of the member's [1, pairs], and those with a candidate's [n, pairs].
 
     Attributes:
         member: where each of the first stands among all pairs (Interactions), as `forward` gives them.
@@ -186,16 +181,16 @@ class _Dots(nn.Module):
             self.candidate += [start + _pair(i, j) for i, j in combinations(candidates, 2)]
             start += len(names) * (len(names) - 1) // 2
 
-    def forward(self, members: Pooled, candidates: Pooled, first: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, members: Pooled, candidates: Pooled) -> tuple[list[Tensor], list[Tensor]]:
         """The member's pairs, and the candidate's."""
         alone, others = [], []
         for dim, of_member, of_candidate in self.groups:
-            vectors_mAD, vectors_nCD = _stacked(members, of_member, dim), _stacked(candidates, of_candidate, dim)
+            vectors_1AD, vectors_nCD = _stacked(members, of_member, dim), _stacked(candidates, of_candidate, dim)
             if len(of_member) > 1:
-                alone.append(_products(vectors_mAD, len(of_member), dim))
+                alone.append(_products(vectors_1AD, len(of_member), dim))
             if of_member and of_candidate:
-                products_nCA = vectors_nCD @ vectors_mAD.transpose(1, 2)[first]
-                others.append(products_nCA.reshape(-1, len(of_candidate) * len(of_member)))
+                products = vectors_nCD.reshape(-1, dim) @ vectors_1AD.reshape(-1, dim).T
+                others.append(products.reshape(-1, len(of_candidate) * len(of_member)))
             if len(of_candidate) > 1:
                 others.append(_products(vectors_nCD, len(of_candidate), dim))
         return alone, others
@@ -240,42 +235,32 @@ class _Cross(nn.Module):
         self.register_buffer("maps", torch.cat([*maps, of_head_RM]).T.contiguous())
         self.register_buffer("expands", torch.cat(expands, dim=1).T.contiguous() if layers else torch.zeros(0, width))
 
-    def forward(
-        self,
-        members: Tensor | None,
-        candidates: Tensor,
-        first: Tensor,
-        member_index_n: Tensor,
-        shares: Iterator[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Columns `candidate` of x_L [n, D_c]; and of the others what the head's constant lacks [n, R], if anything."""
-        is_whole = members is None or not self.is_shared
-        x0 = candidates if members is None or self.is_shared else _joined([members[member_index_n], candidates])
-        matrices = [] if is_whole or not self.project else self._matrices(members, first)
+    def forward(self, member: Tensor | None, candidates: Tensor, shares: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+        """Columns `candidate` of x_L [n, D_c]; and what the head's other columns of it give, [1, R] or [n, R]."""
+        x0 = candidates
+        if member is not None and not self.is_shared:
+            x0 = _joined([member.expand(candidates.shape[0], -1), candidates])
+        matrices = self._matrices(member) if member is not None and self.is_shared and self.project else []
         x, before = x0, list[Tensor]()
         for number, (project, expand, bias) in enumerate(zip(self.project, self.expand, self.biases, strict=True)):
             p = project(next(shares), x if number else candidates)
             if number and matrices:
-                p = p + _of_each(before, matrices[number - 1])
+                p = torch.addmm(p, _joined(before), matrices[number - 1])
             product = x0 * expand(bias, p)
             x = product + x if self.residual and number else product
             before = [*before, p] if self.residual else [p]
-        return x, _of_each(before, matrices[-1]) if matrices else None
+        share = next(shares)
+        return x, torch.addmm(share, _joined(before), matrices[-1]) if matrices else share
 
-    def _matrices(self, members: Tensor, first: Tensor) -> list[Tensor]:
-        """A diag(x_m) U_j,m, transposed, for each map A but the first V: [B, K of every j it depends on, rows of A]."""
-        all_BKA = self.expands @ (members.unsqueeze(2) * self.maps)
+    def _matrices(self, member_1D: Tensor) -> list[Tensor]:
+        """A diag(x_m) U_j,m, transposed, for each map A but the first V: [K of every j it depends on, rows of A]."""
+        all_KA = self.expands @ (member_1D.T * self.maps)
         rank = self.expands.shape[0] // len(self.project)
         parts = []
-        for number, matrix in enumerate(all_BKA.split(self.sizes, dim=2), 1):
+        for number, matrix in enumerate(all_KA.split(self.sizes, dim=1), 1):
             start, end = 0 if self.residual else (number - 1) * rank, number * rank
-            parts.append((matrix if end - start == len(self.expands) else matrix[:, start:end])[first])
+            parts.append(matrix if end - start == len(self.expands) else matrix[start:end])
         return parts
-
-
-def _of_each(projections: Sequence[Tensor], matrices_BKA: Tensor) -> Tensor:
-    """[n, K] each -> [n, A]: every row's own matrix, or one for all."""
-    return (_joined(projections).unsqueeze(1) @ matrices_BKA).squeeze(1)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "meter.h"
 #include "table.h"
 #include "triton_api.h"
 
@@ -19,6 +20,7 @@ namespace sparsefeed {
 namespace {
 
 constexpr const char* kFormat = "sparsefeed feed_hps 1";  // first line of tables.txt
+constexpr const char* kProbe = "sparsefeed-health";  // the id of requests that are not counted, as request.PROBE
 
 // An error with a code of Triton's.
 struct Failure : std::runtime_error {
@@ -100,8 +102,10 @@ class Lookup {
       tables_.push_back(std::make_unique<Table>(folder, said));
     }
     if (tables_.empty()) throw std::runtime_error(path + ": names no table; export the bundle again");
+    meter_ = std::make_unique<Meter>(bundle_);
   }
 
+  const Meter& meter() const { return *meter_; }
   std::string where() const { return "bundle \"" + bundle_ + "\", feed_hps: "; }
 
   // Floats of the answer. Throws a Failure unless the counts are those of the tables and every key is in its own.
@@ -151,6 +155,7 @@ class Lookup {
 
   std::string bundle_;
   std::vector<std::unique_ptr<Table>> tables_;
+  std::unique_ptr<const Meter> meter_;
 };
 
 // An input of a request; `data` lies in the request, or in `copied` when Triton has it in pieces.
@@ -254,6 +259,12 @@ void answer(const Lookup& lookup, TRITONBACKEND_Request* request, TRITONBACKEND_
   times.compute_end = now_ns();
 }
 
+bool is_probe(TRITONBACKEND_Request* request) noexcept {
+  const char* id = nullptr;
+  ignore(TRITONBACKEND_RequestId(request, &id));
+  return id != nullptr && std::strcmp(id, kProbe) == 0;
+}
+
 // Answers, counts and releases one request, whatever happens.
 void serve(TRITONBACKEND_ModelInstance* instance, const Lookup& lookup, TRITONBACKEND_Request* request) noexcept {
   Times times;
@@ -269,7 +280,12 @@ void serve(TRITONBACKEND_ModelInstance* instance, const Lookup& lookup, TRITONBA
     ignore(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error));
   }
   const bool good = error == nullptr;
+  const bool refused = !good && TRITONSERVER_ErrorCode(error) == TRITONSERVER_ERROR_INVALID_ARG;
   const uint64_t end = now_ns();
+  if (!is_probe(request)) {
+    lookup.meter().add(
+        good ? Outcome::kOk : refused ? Outcome::kRefused : Outcome::kFailed, end - times.start);
+  }
   ignore(error);
   ignore(TRITONBACKEND_ModelInstanceReportStatistics(
       instance, request, good, times.start, times.compute_start, times.compute_end, end));

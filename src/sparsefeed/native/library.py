@@ -23,7 +23,7 @@ BACKEND = "sparsefeed"  # what Triton calls it
 HOW = "make native (or python -m sparsefeed.native, where pip installed it); it needs g++"
 FOLDER = Path(__file__).parent / "build"
 
-_SOURCES = ("feed_hps.cpp", "table.h", "triton_api.h")
+_SOURCES = ("feed_hps.cpp", "meter.h", "table.h", "triton_api.h")
 # int8 rows must come out with numpy's and numba's bits, so products and sums are never fused.
 _FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden",

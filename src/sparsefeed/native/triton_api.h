@@ -8,6 +8,9 @@
 extern "C" {
 
 struct TRITONSERVER_Error;
+struct TRITONSERVER_Metric;
+struct TRITONSERVER_MetricFamily;
+struct TRITONSERVER_Parameter;
 struct TRITONBACKEND_Backend;
 struct TRITONBACKEND_Model;
 struct TRITONBACKEND_ModelInstance;
@@ -31,6 +34,12 @@ using TRITONSERVER_MemoryType = int;
 constexpr TRITONSERVER_MemoryType TRITONSERVER_MEMORY_CPU = 0;
 constexpr TRITONSERVER_MemoryType TRITONSERVER_MEMORY_GPU = 2;
 
+using TRITONSERVER_MetricKind = int;
+constexpr TRITONSERVER_MetricKind TRITONSERVER_METRIC_KIND_COUNTER = 0;
+
+using TRITONSERVER_ParameterType = int;
+constexpr TRITONSERVER_ParameterType TRITONSERVER_PARAMETER_STRING = 0;
+
 using TRITONBACKEND_ArtifactType = int;
 constexpr TRITONBACKEND_ArtifactType TRITONBACKEND_ARTIFACT_FILESYSTEM = 0;
 
@@ -41,6 +50,19 @@ TRITONSERVER_Error* TRITONSERVER_ErrorNew(TRITONSERVER_Error_Code code, const ch
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error* error);
 TRITONSERVER_Error_Code TRITONSERVER_ErrorCode(TRITONSERVER_Error* error);
 const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error* error);
+
+TRITONSERVER_Parameter* TRITONSERVER_ParameterNew(
+    const char* name, TRITONSERVER_ParameterType type, const void* value);
+void TRITONSERVER_ParameterDelete(TRITONSERVER_Parameter* parameter);
+
+TRITONSERVER_Error* TRITONSERVER_MetricFamilyNew(
+    TRITONSERVER_MetricFamily** family, TRITONSERVER_MetricKind kind, const char* name, const char* description);
+TRITONSERVER_Error* TRITONSERVER_MetricFamilyDelete(TRITONSERVER_MetricFamily* family);
+TRITONSERVER_Error* TRITONSERVER_MetricNew(
+    TRITONSERVER_Metric** metric, TRITONSERVER_MetricFamily* family, const TRITONSERVER_Parameter** labels,
+    uint64_t label_count);
+TRITONSERVER_Error* TRITONSERVER_MetricDelete(TRITONSERVER_Metric* metric);
+TRITONSERVER_Error* TRITONSERVER_MetricIncrement(TRITONSERVER_Metric* metric, double value);
 
 TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor);
 
@@ -59,6 +81,7 @@ TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(
     TRITONBACKEND_ModelInstance* instance, uint64_t batch_size, uint64_t exec_start_ns, uint64_t compute_start_ns,
     uint64_t compute_end_ns, uint64_t exec_end_ns);
 
+TRITONSERVER_Error* TRITONBACKEND_RequestId(TRITONBACKEND_Request* request, const char** id);
 TRITONSERVER_Error* TRITONBACKEND_RequestInput(
     TRITONBACKEND_Request* request, const char* name, TRITONBACKEND_Input** input);
 TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request* request, uint32_t release_flags);

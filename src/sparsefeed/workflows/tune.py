@@ -99,7 +99,7 @@ def tune_width(
             progress(number, len(models), "graphs written")
             path = Path(folder) / f"{number}.onnx"
             _write_untrained(recipe, model, path)
-            step = DenseStep("untrained", plan, open_graph(path, recipe.serving.dense_threads))
+            step = DenseStep("untrained", plan, open_graph(path, recipe.serving.dense_threads, plan))
             works += [dense_work(step, plan, count) for count in counts]
         costs = iter(measure(works, progress))
     rungs = []

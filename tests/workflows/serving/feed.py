@@ -238,12 +238,17 @@ class Feed:
 
     def graph(self) -> onnx.ModelProto:
         """dense.onnx: sigmoid(all features @ weights + bias), pooled and repeated inside (docs/contracts/dense.md)."""
-        nodes, inputs, columns, dense_columns = [], [], [], []
+        nodes = [
+            helper.make_node("Shape", ["candidate_dense"], ["n"], start=0, end=1),
+            helper.make_node(
+                "ConstantOfShape", ["n"], ["zeros_n"], value=numpy_helper.from_array(np.zeros(1, np.int64))
+            ),
+        ]
+        inputs, columns, dense_columns = [], [], []
         for side in ("member", "candidate"):
             width = len(SPEC.of_kind("dense", side=side))
             inputs.append(helper.make_tensor_value_info(f"{side}_dense", TensorProto.FLOAT, [None, width]))
             dense_columns.append(_per_candidate(nodes, f"{side}_dense", side))
-        inputs.append(helper.make_tensor_value_info("member_index", TensorProto.INT64, [None]))
         for f in SPEC.lookups:
             name, dim = f"emb_{f.name}", SPEC.table_of(f).dim
             shape = [None, dim] if f.kind == "id" else [None, f.max_length, dim]
@@ -285,7 +290,7 @@ class Feed:
 def _per_candidate(nodes: list[onnx.NodeProto], name: str, side: str) -> str:
     if side == "candidate":
         return name
-    nodes.append(helper.make_node("Gather", [name, "member_index"], [f"{name}_n"]))
+    nodes.append(helper.make_node("Gather", [name, "zeros_n"], [f"{name}_n"]))
     return f"{name}_n"
 
 

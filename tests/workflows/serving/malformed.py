@@ -20,7 +20,7 @@ _DIMENSIONS = (0, 1, 1, 1, 2, 3, -1, -(2**63), 2**31, 2**62, 1001, 7)
 # What the steps pass on to each other; a client can send it to a step as well.
 _BETWEEN = {
     "feed_hps": ("KEYS", "NUMKEYS"),
-    "feed_dense": ("OUTPUT0", "member_dense", "candidate_dense", "member_index", "len_interests", "len_liked"),
+    "feed_dense": ("OUTPUT0", "member_dense", "candidate_dense", "len_interests", "len_liked"),
 }
 
 
@@ -215,7 +215,7 @@ def _to_a_step(draw: random.Random, bundle: str) -> Any:
     step = draw.choice(list(_BETWEEN))
     request = pb.ModelInferRequest(model_name=step_name(step, bundle))
     for name in draw.sample(_BETWEEN[step], draw.randrange(1, len(_BETWEEN[step]) + 1)):
-        datatype = {"KEYS": "INT64", "NUMKEYS": "INT32", "member_index": "INT64"}.get(name, "FP32")
+        datatype = {"KEYS": "INT64", "NUMKEYS": "INT32"}.get(name, "FP32")
         datatype = "INT64" if name.startswith("len_") else datatype
         rank = 2 if name in ("KEYS", "NUMKEYS", "member_dense", "candidate_dense") else 1
         shape = [draw.choice([1, 1, 2, 5])] * (rank - 1) + [draw.choice([0, 1, 2, 4, 9])]

@@ -70,12 +70,11 @@ def test_every_tensor_of_the_ensemble_has_the_type_and_shape_of_the_step_that_ma
 
 
 def test_only_what_the_spec_has_becomes_a_tensor() -> None:
-    assert [t.name for t in parsed(SMALLEST)["feed_dense"].input] == ["OUTPUT0", "member_index"]
+    assert [t.name for t in parsed(SMALLEST)["feed_dense"].input] == ["OUTPUT0"]
     assert [t.name for t in parsed(SPEC)["feed_dense"].input] == [
         "OUTPUT0",
         "member_dense",
         "candidate_dense",
-        "member_index",
         "len_interests",
         "len_hashtags",
         "len_liked",

@@ -100,12 +100,10 @@ SMALLEST = FeedSpec.parse(
 
 @pytest.mark.parametrize(("made", "floats"), [(plan(), None), (serving_plan(SMALLEST, {}), 4 * 7)])
 def test_the_request_is_one_the_step_takes_with_full_lists(made: ServingPlan, floats: int | None) -> None:
-    step = DenseStep(
-        "b1", made, lambda inputs: np.zeros((len(inputs["member_index"]), len(made.responses)), np.float32)
-    )
+    step = DenseStep("b1", made, lambda inputs: np.zeros((len(inputs["emb_post_id"]), len(made.responses)), np.float32))
     request = dense_request(made, 7)
     checked = step.check(request)
-    assert (checked.num_members, len(checked.inputs["member_index"])) == (1, 7)
+    assert len(checked["emb_post_id"]) == 7
     for item in made.lookups:
         if item.kind != "id":
             assert set(request[f"len_{item.name}"].tolist()) == {item.max_length}
@@ -115,10 +113,10 @@ def test_the_request_is_one_the_step_takes_with_full_lists(made: ServingPlan, fl
 
 def test_work_is_the_served_step_and_a_refusal_is_no_measurement(bundle_root: Path) -> None:
     seen: list[int] = []
-    graph = open_graph(bundle_root / "versions" / "b1" / "dense.onnx", 1)
+    graph = open_graph(bundle_root / "versions" / "b1" / "dense.onnx", 1, plan())
 
     def counted(inputs: dict[str, np.ndarray]) -> np.ndarray:
-        seen.append(len(inputs["member_index"]))
+        seen.append(len(inputs["emb_post_id"]))
         return graph(inputs)
 
     step = DenseStep("b1", plan(), counted)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -204,6 +206,43 @@ def counters(server: TritonServer, version: str) -> dict[str, Any]:
     empty = {"count": 0, "ns": 0}
     found = numbers(one["inference_stats"])
     return {**{part: {**empty, **found.get(part, {})} for part in parts}, "executions": int(one["execution_count"])}
+
+
+def counted(server: TritonServer, version: str) -> dict[str, float]:
+    """What the metrics page has of a version's lookup, `name{label="value",...}` without bundle and step."""
+    with urlopen(server.metrics_url) as page:
+        lines = re.findall(r"^(sparsefeed_\w+)\{(.*)\} (\S+)$", page.read().decode(), re.MULTILINE)
+    own = {f'bundle="{version}"', 'step="feed_hps"'}
+    found = {}
+    for name, labels, value in lines:
+        if own <= (given := set(labels.split(","))):
+            found[f"{name}{{{','.join(sorted(given - own))}}}"] = float(value)
+    return found
+
+
+def test_the_metrics_page_counts_the_native_lookup_as_the_python_step(
+    server: TritonServer, client: grpc.InferenceServerClient
+) -> None:
+    before = {version: counted(server, version) for version in ("native", "python")}
+    for version in before:
+        for _ in range(5):
+            ask(client, version, KEYS, COUNTS)
+        refusal(client, version, KEYS, COUNTS + 1)
+    deadline = time.monotonic() + 15
+    while True:  # a Python step says what it counted within a second
+        added = {
+            version: {name: value - before[version].get(name, 0.0) for name, value in counted(server, version).items()}
+            for version in before
+        }
+        if added["python"].get("sparsefeed_calls_total{}", 0) >= 6:
+            break
+        assert time.monotonic() < deadline, added
+        time.sleep(0.1)
+    assert set(added["native"]) == set(added["python"])
+    for name in ('requests_total{outcome="ok"}', 'requests_total{outcome="refused"}', "calls_total{}"):
+        assert added["native"][f"sparsefeed_{name}"] == added["python"][f"sparsefeed_{name}"] > 0
+    assert added["native"]['sparsefeed_compute_seconds_bucket{le="+Inf"}'] == 6
+    assert 0 < added["native"]["sparsefeed_compute_seconds_total{}"] < 1
 
 
 def mappings(process_id: int, path: Path) -> list[dict[str, int]]:

@@ -8,6 +8,7 @@ once per dictionary value and then gathered.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -79,8 +80,7 @@ def hash_bytes(strings: Sequence[bytes], seed: int) -> NDArray[np.uint64]:
         uint64 [n]; 0 for an empty string.
     """
     num = len(strings)
-    offsets = np.zeros(num + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, strings), np.int64, num), out=offsets[1:])
+    offsets = np.fromiter(accumulate(map(len, strings), initial=0), np.int64, num + 1)
     keys, valid = np.empty(num, np.uint64), np.empty(num, np.bool_)
     _hash_ranges(np.frombuffer(b"".join(strings), np.uint8), offsets, np.uint64(seed), 0, num, keys, valid)
     return keys

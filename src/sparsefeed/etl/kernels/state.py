@@ -12,7 +12,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["find_sorted", "flag_strange", "pad_rows", "read_only", "take_floats", "take_keys", "take_lists"]
+__all__ = [
+    "find_sorted",
+    "flag_missing",
+    "flag_strange",
+    "pad_rows",
+    "read_only",
+    "take_floats",
+    "take_keys",
+    "take_lists",
+]
 
 
 @njit(nogil=True, cache=True)
@@ -114,6 +123,13 @@ def flag_strange(
         for j in range(rows.shape[1]):
             if rows[i, j] < first_row and (null_too or keys[i, j] != 0):
                 bits[i] |= bit
+
+
+@njit(nogil=True, cache=True)
+def flag_missing(found: NDArray[np.bool_], bit: int, bits: NDArray[np.int32]) -> None:
+    """Write bits [m]: `bit` where it was not found, else none."""
+    for i in range(len(found)):
+        bits[i] = 0 if found[i] else bit
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -90,10 +90,7 @@ def dense_request(plan: ServingPlan, num_candidates: int) -> Tensors:
     rows = {"member": 1, "candidate": num_candidates}
     dims = {table.name: table.dim * table.keys_per_id for table in plan.tables}
     floats = sum(rows[item.side] * item.max_length * dims[item.table] for item in plan.lookups)
-    request: dict[str, NDArray[Any]] = {
-        "OUTPUT0": random.normal(size=floats).astype(np.float32),
-        "member_index": np.zeros(num_candidates, np.int64),
-    }
+    request: dict[str, NDArray[Any]] = {"OUTPUT0": random.normal(size=floats).astype(np.float32)}
     for side, dense in (("member", plan.member_dense), ("candidate", plan.candidate_dense)):
         request[f"{side}_dense"] = random.normal(size=(rows[side], len(dense.names))).astype(np.float32)
     for item in plan.lookups:

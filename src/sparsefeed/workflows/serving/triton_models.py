@@ -179,7 +179,6 @@ def _passed(spec: FeedSpec) -> list[Tensor]:
         width = len(spec.of_kind("dense", side="member" if side == "member" else "candidate"))
         if width:
             tensors.append(Tensor(f"{side}_dense", pb.TYPE_FP32, (-1, width), (rows, width)))
-    tensors.append(Tensor("member_index", pb.TYPE_INT64, (-1,), (2,)))
     for feature in spec.lookups:
         if feature.kind != "id":
             rows = 1 if side_of(feature) == "member" else 2

@@ -6,7 +6,6 @@ Notable: onnxruntime is imported when a bundle is opened, so that importing the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,18 @@ from sparsefeed.workflows.serving.steps.drift import ScoreReference, ScoreWindow
 from sparsefeed.workflows.serving.steps.readings import Reading
 from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
 
-__all__ = ["DenseRequest", "DenseStep", "Graph", "open_graph"]
+__all__ = ["DenseStep", "Graph", "Inputs", "open_graph"]
 
 # Inputs of dense.onnx by name -> float32 [n, R].
-Graph = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
+Inputs = dict[str, NDArray[Any]]
+Graph = Callable[[Inputs], NDArray[np.float32]]
 
 
-def open_graph(path: Path, num_threads: int) -> Graph:
+def open_graph(path: Path, num_threads: int, plan: ServingPlan) -> Graph:
     """Load a dense.onnx as it is served: on the CPU, `num_threads` within an operator, one operator at a time.
 
     Raises:
-        BundleError: onnxruntime does not take it.
+        BundleError: onnxruntime does not take it, or its inputs are not the plan's.
     """
     import onnxruntime
 
@@ -41,23 +41,18 @@ def open_graph(path: Path, num_threads: int) -> Graph:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own tree of errors is not public
         raise BundleError(f"{path}: not loadable by onnxruntime: {error}; export the bundle again") from error
+    got, wanted = [one.name for one in session.get_inputs()], _input_names(plan)
+    if got != wanted:
+        raise BundleError(f"{path}: takes {', '.join(got)}; must take {', '.join(wanted)}; export the bundle again")
 
-    def graph(inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def graph(inputs: Inputs) -> NDArray[np.float32]:
         (probability,) = session.run(["probability"], inputs)
         return np.asarray(probability, np.float32)
 
     return graph
 
 
-@dataclass(frozen=True)
-class DenseRequest:
-    """Inputs of dense.onnx for `num_members` members and their candidates."""
-
-    num_members: int
-    inputs: dict[str, NDArray[Any]]
-
-
-class DenseStep(Step[DenseRequest]):
+class DenseStep(Step[Inputs]):
     """OUTPUT0 and what feed_transform passes on -> `probability` [n, R] and `score` [n]."""
 
     name = "feed_dense"
@@ -85,6 +80,9 @@ class DenseStep(Step[DenseRequest]):
             for item in plan.lookups
             if item.table == table.name
         ]
+        self._floats = {
+            side: sum(size for _, of, _, size in self._shapes if of == side) for side in ("member", "candidate")
+        }
         paired = {table.name for table in plan.tables if table.paired_rows}
         self._paired = [item.name for item in plan.lookups if item.table in paired]
 
@@ -93,9 +91,9 @@ class DenseStep(Step[DenseRequest]):
         """Load a bundle's dense model in the format of parameter `format`; `threads` is onnxruntime's."""
         folder = Path(parameters["folder"])
         # Models that an older version wrote have no format.
-        graph = open_graph(folder / DENSE_FILES[parameters.get("format", "fp32")], int(parameters["threads"]))
-        scores = ScoreReference.load(folder / "metrics.json")
-        return cls(parameters["bundle"], ServingPlan.load(folder / "transform" / "plan.json"), graph, scores)
+        plan = ServingPlan.load(folder / "transform" / "plan.json")
+        graph = open_graph(folder / DENSE_FILES[parameters.get("format", "fp32")], int(parameters["threads"]), plan)
+        return cls(parameters["bundle"], plan, graph, ScoreReference.load(folder / "metrics.json"))
 
     def observe(self, answer: Tensors) -> None:
         """Count the scores, to tell their drift."""
@@ -105,50 +103,35 @@ class DenseStep(Step[DenseRequest]):
         """Mean and drift of the scores of the last minutes."""
         return self._scores.readings()
 
-    def check(self, request: Tensors) -> DenseRequest:
+    def check(self, request: Tensors) -> Inputs:
         """Cut OUTPUT0 into the vectors of each lookup; nothing is copied but what is summed."""
-        index = require(request, "member_index", np.int64, 1)
-        if len(index) == 0 or index.min() < 0:
+        flat = require(request, "OUTPUT0", np.float32, 1)
+        rows = {"member": 1, "candidate": (len(flat) - self._floats["member"]) // self._floats["candidate"]}
+        if rows["candidate"] < 1 or len(flat) != self._floats["member"] + rows["candidate"] * self._floats["candidate"]:
             raise RequestError(
-                f"member_index: got {len(index)} candidates from {index[:1]}; must be one or more, from 0"
+                f"OUTPUT0: got {len(flat)} floats; must be {self._floats['member']} of the member and "
+                f"{self._floats['candidate']} of each of one or more candidates"
             )
-        rows = {"member": int(index.max()) + 1, "candidate": len(index)}
-        inputs: dict[str, NDArray[Any]] = {}
+        inputs: Inputs = {}
         for side, plan in (("member", self._plan.member_dense), ("candidate", self._plan.candidate_dense)):
             if plan.names:
                 dense = require(request, f"{side}_dense", np.float32, 2)
                 inputs[f"{side}_dense"] = _shaped(f"{side}_dense", dense, (rows[side], len(plan.names)))
-        inputs["member_index"] = index
-        vectors = self._cut(require(request, "OUTPUT0", np.float32, 1), rows)
+        vectors = self._cut(flat, rows)
         for item in self._plan.lookups:
             inputs[f"emb_{item.name}"] = vectors[item.name]
             if item.kind != "id":
                 name = f"len_{item.name}"
                 inputs[name] = _shaped(name, require(request, name, np.int64, 1), (rows[item.side],))
-        return DenseRequest(rows["member"], inputs)
+        return inputs
 
-    def compute(self, requests: Sequence[DenseRequest]) -> list[Tensors]:
-        """Join members and candidates, run the graph once, cut the result by request."""
-        inputs = requests[0].inputs
-        if len(requests) > 1:
-            inputs = {name: np.concatenate([request.inputs[name] for request in requests]) for name in inputs}
-            first = np.cumsum([0, *(request.num_members for request in requests[:-1])])
-            inputs["member_index"] = np.concatenate(
-                [request.inputs["member_index"] + start for request, start in zip(requests, first, strict=True)]
-            )
-        probability = self._graph(inputs)
-        score = probability @ self._weights
-        if len(requests) == 1:
-            return [{"probability": probability, "score": score}]
-        ends = np.cumsum([len(request.inputs["member_index"]) for request in requests])[:-1]
-        return [
-            {"probability": part, "score": total}
-            for part, total in zip(np.split(probability, ends), np.split(score, ends), strict=True)
-        ]
+    def compute(self, requests: Sequence[Inputs]) -> list[Tensors]:
+        """Run the graph for each: of members joined to one call it would have to gather what they share (ADR 25)."""
+        probabilities = [self._graph(inputs) for inputs in requests]
+        return [{"probability": probability, "score": probability @ self._weights} for probability in probabilities]
 
     def _cut(self, flat: NDArray[np.float32], rows: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
         """Per lookup float32 [rows, d] or [rows, L, d], views of the flat table-major vectors, or sums of two."""
-        _shaped("OUTPUT0", flat, (sum(rows[side] * size for _, side, _, size in self._shapes),))
         vectors, at = {}, 0
         for name, side, shape, size in self._shapes:
             end = at + rows[side] * size
@@ -159,7 +142,15 @@ class DenseStep(Step[DenseRequest]):
         return vectors
 
 
+def _input_names(plan: ServingPlan) -> list[str]:
+    """As docs/contracts/dense.md has them."""
+    names = [f"{side}_dense" for side in ("member", "candidate") if getattr(plan, f"{side}_dense").names]
+    for item in plan.lookups:
+        names += [f"emb_{item.name}"] + ([] if item.kind == "id" else [f"len_{item.name}"])
+    return names
+
+
 def _shaped(name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if tensor.shape != shape:
-        raise RequestError(f"{name}: got shape {list(tensor.shape)}; must be {list(shape)} as member_index says")
+        raise RequestError(f"{name}: got shape {list(tensor.shape)}; must be {list(shape)} as OUTPUT0 has it")
     return tensor

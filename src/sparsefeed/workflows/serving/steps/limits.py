@@ -30,15 +30,16 @@ class Limits:
 
     def check(self, member: bytes, posts: Sequence[bytes], overrides: bytes = b"") -> None:
         """RequestError for the first thing that is too long, and what is allowed."""
-        total = len(member) + sum(map(len, posts)) + len(overrides)
+        lengths = list(map(len, posts))
+        total = len(member) + sum(lengths) + len(overrides)
         if total > self.max_request_bytes:
             raise RequestError(
                 f"the request: got {total} bytes of strings; must be at most {self.max_request_bytes}; "
                 "send fewer candidates or shorter overrides at once"
             )
-        if max(len(member), *map(len, posts)) <= self.max_id_bytes:
+        longest = lengths.index(max(lengths))
+        if len(member) <= self.max_id_bytes and lengths[longest] <= self.max_id_bytes:
             return
-        longest = max(range(len(posts)), key=lambda i: len(posts[i]))
         for name, text in (("member_id", member), (f"post_ids[{longest}]", posts[longest])):
             if len(text) > self.max_id_bytes:
                 raise RequestError(

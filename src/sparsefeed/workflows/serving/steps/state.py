@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.etl.ids.keys import hash_strings
-from sparsefeed.etl.kernels.state import read_only, take_floats, take_keys, take_lists
+from sparsefeed.etl.kernels.state import take_floats, take_keys, take_lists
 from sparsefeed.etl.plan import DensePlan, LookupPlan
 from sparsefeed.etl.snapshot import SnapshotSide
 from sparsefeed.workflows.serving.steps.overrides import Value
@@ -75,14 +75,15 @@ class SideState:
 
     def _take(self, side: SnapshotSide, at: NDArray[np.int64], lookups: Sequence[LookupPlan], fill: bool) -> None:
         """Take rows `at` of a side; where that is -1 nothing if `fill`, else what was taken before."""
-        take_floats(read_only(side.dense), at, fill, self.dense)
+        side = side.views
+        take_floats(side.dense, at, fill, self.dense)
         for item in lookups:
             into = self.keys[item.name]
             if item.kind == "id":
-                take_keys(read_only(side.ids[item.name]), at, fill, into)
+                take_keys(side.ids[item.name], at, fill, into)
             else:
                 offsets, values = side.lists[item.name]
-                take_lists(read_only(offsets), read_only(values), at, fill, into, self.lengths[item.name])
+                take_lists(offsets, values, at, fill, into, self.lengths[item.name])
 
     def override(self, changes: Iterable[tuple[int, Mapping[str, Value]]], dense: DensePlan, key_seed: int) -> None:
         """Replace features of single rows, in place; ids beyond a feature's `max_length` are dropped, in order."""

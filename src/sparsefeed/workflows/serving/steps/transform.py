@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sparsefeed.errors import RequestError
 from sparsefeed.etl.ids.codes import rows_of
 from sparsefeed.etl.ids.id_map import NULL_ROW, PADDING_ROW, IdMap
 from sparsefeed.etl.ids.keys import hash_bytes
-from sparsefeed.etl.kernels.state import flag_strange, pad_rows
+from sparsefeed.etl.kernels.state import flag_missing, flag_strange, pad_rows
 from sparsefeed.etl.plan import LookupPlan, ServingPlan
 from sparsefeed.etl.snapshot import Snapshot
 from sparsefeed.workflows.serving.request import UNKNOWN_BITS
@@ -29,6 +30,9 @@ from sparsefeed.workflows.serving.steps.state import SideState
 from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
 
 __all__ = ["RankRequest", "TransformStep"]
+
+_SIZES_KEPT = 64  # numbers of candidates whose layout of KEYS is at hand
+_Places = tuple[list[tuple[LookupPlan, slice]], list[int], NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class TransformStep(Step[RankRequest]):
         self._backlog = Backlog(self._count)
         self._schema = OverrideSchema(plan)
         self._name = np.array([bundle.encode()], object)
+        self._places = lru_cache(_SIZES_KEPT)(self._places_of)
         self._is_paired = any(table.paired_rows for table in plan.tables)
         self._by_table = [[item for item in plan.lookups if item.table == table.name] for table in plan.tables]
         self._lookups = {
@@ -127,7 +132,7 @@ class TransformStep(Step[RankRequest]):
         strings = requests[0].posts if num == 1 else [post for request in requests for post in request.posts]
         own_keys = hash_bytes([*members, *strings], plan.key_seed)
         # The keys of all ids lie as KEYS has them, so that one request's rows are KEYS as they are.
-        places, starts = self._places({"member": num, "candidate": len(strings)})
+        places, starts, counts = self._places(num, len(strings))
         hashed = np.empty(starts[-1], np.uint64)
         keys = {item.name: hashed[place].reshape(-1, item.max_length) for item, place in places}
         member = SideState.read(self._snapshot.member, plan.member, own_keys[:num], self._lookups["member"], keys)
@@ -157,13 +162,12 @@ class TransformStep(Step[RankRequest]):
             mine, mine_starts = flat, starts
             if num > 1:
                 mine = np.concatenate([rows[item.name][parts[item.side]].ravel() for item, _ in places])
-                _, mine_starts = self._places({"member": 1, "candidate": cut.stop - cut.start})
+                _, mine_starts, counts = self._places(1, cut.stop - cut.start)
             if self._is_paired:
-                mine, mine_starts = self._paired(mine, mine_starts)
+                mine = self._paired(mine, mine_starts)
             answer: dict[str, NDArray[Any]] = {
                 "KEYS": mine[None],
-                "NUMKEYS": np.array([[b - a for a, b in pairwise(mine_starts)]], np.int32),
-                "member_index": np.zeros(cut.stop - cut.start, np.int64),
+                "NUMKEYS": counts,
                 "unknown": unknown[cut],
                 "bundle": self._name,
             }
@@ -176,8 +180,9 @@ class TransformStep(Step[RankRequest]):
             answers.append(answer)
         return answers
 
-    def _places(self, num_rows: Mapping[str, int]) -> tuple[list[tuple[LookupPlan, slice]], list[int]]:
-        """Where the ids of each lookup lie among all, in the order of KEYS; and where each table's begin and end."""
+    def _places_of(self, num_members: int, num_candidates: int) -> _Places:
+        """Where the ids of each lookup lie among all, in the order of KEYS; where each table's begin; and NUMKEYS."""
+        num_rows = {"member": num_members, "candidate": num_candidates}
         places, starts, at = [], [0], 0
         for items in self._by_table:
             for item in items:
@@ -185,7 +190,10 @@ class TransformStep(Step[RankRequest]):
                 places.append((item, slice(at, end)))
                 at = end
             starts.append(at)
-        return places, starts
+        per_id = [table.keys_per_id for table in self._plan.tables]
+        counts = np.array([np.diff(starts) * per_id], np.int32)
+        counts.flags.writeable = False
+        return places, starts, counts
 
     def _override(self, requests: Sequence[RankRequest], member: SideState, posts: SideState) -> list[int]:
         """Put what the requests bring along in place of what the snapshot has; the posts' rows that they are of."""
@@ -196,8 +204,8 @@ class TransformStep(Step[RankRequest]):
         posts.override(overridden, plan.candidate_dense, plan.key_seed)
         return [row for row, _ in overridden]
 
-    def _paired(self, ids: NDArray[np.int64], starts: Sequence[int]) -> tuple[NDArray[np.int64], list[int]]:
-        """KEYS of ids that lie table by table from `starts`, two where the tail is paired; and where each begins."""
+    def _paired(self, ids: NDArray[np.int64], starts: Sequence[int]) -> NDArray[np.int64]:
+        """KEYS of ids that lie table by table from `starts`, two where the tail is paired."""
         spans = zip(self._plan.tables, pairwise(starts), strict=True)
         parts = [
             np.stack(rows_of(ids[start:stop], table.paired_rows), axis=1).ravel()
@@ -205,7 +213,7 @@ class TransformStep(Step[RankRequest]):
             else ids[start:stop]
             for table, (start, stop) in spans
         ]
-        return np.concatenate(parts), list(accumulate(map(len, parts), initial=0))
+        return np.concatenate(parts)
 
     def _tell_apart(
         self,
@@ -242,7 +250,8 @@ class TransformStep(Step[RankRequest]):
         if overridden:
             known_posts = known_posts.copy()
             known_posts[overridden] = True
-        bits = np.where(known_posts, np.int32(0), np.int32(UNKNOWN_BITS["post_state"]))
+        bits = np.empty(len(known_posts), np.int32)
+        flag_missing(known_posts, UNKNOWN_BITS["post_state"], bits)
         for item in self._lookups["candidate"]:
             is_post = item.name == self._plan.post
             bit = UNKNOWN_BITS["post_id" if is_post else "post_feature_id"]
@@ -251,9 +260,9 @@ class TransformStep(Step[RankRequest]):
             flag_strange(rows[item.name], posts.keys[item.name], first_row, is_post, bit, bits)
         for item in self._lookups["member"]:
             if item.name == self._plan.member:
-                known = self._id_maps[item.table].known(rows[item.name][:, 0])
+                first_row = self._id_maps[item.table].first_row
                 for i, cut in enumerate(cuts):
-                    if not known[i]:
+                    if rows[item.name][i, 0] < first_row:
                         bits[cut] |= UNKNOWN_BITS["member_id"]
                     if not member.found[i]:
                         bits[cut] |= UNKNOWN_BITS["member_state"]

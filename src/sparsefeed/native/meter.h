@@ -1,0 +1,108 @@
+// What the Python steps count of themselves (workflows/serving/steps/readings.py), counted on Triton's metrics page
+// by the native lookup: requests by outcome, calls, and how long they took. Names and descriptions are those of
+// readings.FAMILIES; a server without metrics counts nothing.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "triton_api.h"
+
+namespace sparsefeed {
+
+enum class Outcome { kOk, kRefused, kFailed };
+
+class Meter {
+ public:
+  explicit Meter(const std::string& bundle) {
+    const Labels own = {{"bundle", bundle}, {"step", "feed_hps"}};
+    const auto with = [&own](const char* name, const std::string& value) {
+      Labels labels = own;
+      labels.emplace_back(name, value);
+      return labels;
+    };
+    requests_ = family(
+        "sparsefeed_requests_total", "Requests of a step by outcome: ok, refused (the client's fault), failed",
+        {with("outcome", "ok"), with("outcome", "refused"), with("outcome", "failed")});
+    calls_ = family("sparsefeed_calls_total", "Calls of a step; requests over calls is how many were joined", {own});
+    seconds_ = family(
+        "sparsefeed_compute_seconds_total", "Seconds a step computed, over all its processes", {own});
+    std::vector<Labels> bounds;
+    for (const auto& [text, seconds] : kBounds) bounds.push_back(with("le", text));
+    bounds.push_back(with("le", "+Inf"));
+    buckets_ = family(
+        "sparsefeed_compute_seconds_bucket", "Calls of a step that took at most `le` seconds", bounds);
+  }
+
+  // Counts a request, which is a call of its own.
+  void add(Outcome outcome, uint64_t nanoseconds) const noexcept {
+    const double seconds = 1e-9 * static_cast<double>(nanoseconds);
+    increment(requests_, static_cast<size_t>(outcome), 1);
+    increment(calls_, 0, 1);
+    increment(seconds_, 0, seconds);
+    for (size_t i = 0; i < kBounds.size(); ++i) {
+      if (seconds <= kBounds[i].second) increment(buckets_, i, 1);
+    }
+    increment(buckets_, kBounds.size(), 1);
+  }
+
+ private:
+  using Labels = std::vector<std::pair<std::string, std::string>>;
+  template <class Thing, TRITONSERVER_Error* (*remove)(Thing*)>
+  struct Remove {
+    void operator()(Thing* thing) const {
+      if (TRITONSERVER_Error* error = remove(thing)) TRITONSERVER_ErrorDelete(error);
+    }
+  };
+  using Metric = std::unique_ptr<TRITONSERVER_Metric, Remove<TRITONSERVER_Metric, TRITONSERVER_MetricDelete>>;
+  struct Family {  // members go in reverse: the metrics before what they are of
+    std::unique_ptr<TRITONSERVER_MetricFamily, Remove<TRITONSERVER_MetricFamily, TRITONSERVER_MetricFamilyDelete>> of;
+    std::vector<Metric> metrics;
+  };
+
+  static Family family(const char* name, const char* description, const std::vector<Labels>& all) {
+    Family made;
+    TRITONSERVER_MetricFamily* of = nullptr;
+    if (is_error(TRITONSERVER_MetricFamilyNew(&of, TRITONSERVER_METRIC_KIND_COUNTER, name, description))) return made;
+    made.of.reset(of);
+    for (const Labels& labels : all) {
+      std::vector<const TRITONSERVER_Parameter*> parameters;
+      for (const auto& [key, value] : labels) {
+        parameters.push_back(TRITONSERVER_ParameterNew(key.c_str(), TRITONSERVER_PARAMETER_STRING, value.c_str()));
+      }
+      TRITONSERVER_Metric* metric = nullptr;
+      const bool failed = is_error(TRITONSERVER_MetricNew(&metric, of, parameters.data(), parameters.size()));
+      for (const TRITONSERVER_Parameter* parameter : parameters) {
+        TRITONSERVER_ParameterDelete(const_cast<TRITONSERVER_Parameter*>(parameter));
+      }
+      made.metrics.emplace_back(failed ? nullptr : metric);
+    }
+    return made;
+  }
+
+  static void increment(const Family& family, size_t number, double value) noexcept {
+    if (number < family.metrics.size() && family.metrics[number] != nullptr) {
+      is_error(TRITONSERVER_MetricIncrement(family.metrics[number].get(), value));
+    }
+  }
+
+  static bool is_error(TRITONSERVER_Error* error) noexcept {
+    if (error != nullptr) TRITONSERVER_ErrorDelete(error);
+    return error != nullptr;
+  }
+
+  // Upper bounds, as readings.SECONDS.
+  static constexpr std::array<std::pair<const char*, double>, 10> kBounds = {{
+      {"0.0005", 0.0005}, {"0.001", 0.001}, {"0.002", 0.002}, {"0.005", 0.005}, {"0.01", 0.01},
+      {"0.02", 0.02}, {"0.05", 0.05}, {"0.1", 0.1}, {"0.2", 0.2}, {"0.5", 0.5},
+  }};
+
+  Family requests_, calls_, seconds_, buckets_;
+};
+
+}  // namespace sparsefeed

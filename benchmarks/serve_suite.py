@@ -221,7 +221,10 @@ def _overload(record: Recorder, generator: Generator, clients: int) -> list[Row]
     """Twice the peak, which so many clients reach, in turns with the peak; the turn whose share is the median."""
     turns = []
     for _ in range(ROUNDS):
-        peak = generator.closed(clients, PEAK_S).goodput()
+        before = generator.closed(clients, PEAK_S)
+        if before.errors or before.refused_ms:
+            raise RuntimeError(f"peak: {len(before.refused_ms)} refused, errors: {before.errors[:1]}")
+        peak = before.goodput()
         outcome = generator.open(OVERLOAD * peak, OVERLOAD_S)
         if outcome.errors:
             raise RuntimeError(f"overload: {len(outcome.errors)} errors that are not UNAVAILABLE: {outcome.errors[0]}")

@@ -2,7 +2,7 @@
 // line and prints what became of it. Built with the backend's sources and the address and undefined behaviour
 // sanitizers, which end it at the first byte read or written beyond what a request holds.
 //
-//   host MODEL_FOLDER [without-metrics]    then lines of words:
+//   host MODEL_FOLDER [without-metrics | reloaded]    then lines of words:
 //     KEYS=9:1,3:<hex>|<hex>   an input: type, shape, its bytes in pieces; each piece begins at an odd address
 //     gpu=KEYS                 its pieces are said to lie on a GPU
 //     size=KEYS:5              its size is said to be 5
@@ -76,18 +76,21 @@ struct TRITONSERVER_Parameter {
   std::string text;
 };
 
+// As in Triton: families of one name share the counters of equal labels, each family counts its own metrics of a
+// counter, and the counter goes with the last of these, whoever else has it.
 struct TRITONSERVER_MetricFamily {
   std::string name;
-  int num_metrics = 0;
+  std::map<double*, int> num_metrics;
 };
 
 struct TRITONSERVER_Metric {
   TRITONSERVER_MetricFamily* family;
-  std::string labels;
+  std::string key;
+  double* counter;
 };
 
 static bool has_metrics = true;
-static std::map<std::string, double> counted;  // by name and labels
+static std::map<std::string, std::unique_ptr<double>> counters;  // by name and labels
 
 static TRITONBACKEND_Request* current = nullptr;  // batch statistics name no request
 
@@ -110,11 +113,11 @@ void TRITONSERVER_ParameterDelete(TRITONSERVER_Parameter* parameter) { delete pa
 TRITONSERVER_Error* TRITONSERVER_MetricFamilyNew(
     TRITONSERVER_MetricFamily** family, int kind, const char* name, const char* description) {
   if (!has_metrics || kind != TRITONSERVER_METRIC_KIND_COUNTER || *description == 0) return wrong("no metrics");
-  *family = new TRITONSERVER_MetricFamily{name};
+  *family = new TRITONSERVER_MetricFamily{name, {}};
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricFamilyDelete(TRITONSERVER_MetricFamily* family) {
-  const bool is_empty = family->num_metrics == 0;
+  const bool is_empty = family->num_metrics.empty();
   delete family;
   if (!is_empty) std::abort();
   return nullptr;
@@ -124,17 +127,23 @@ TRITONSERVER_Error* TRITONSERVER_MetricNew(
     uint64_t label_count) {
   std::string text;
   for (uint64_t i = 0; i < label_count; ++i) text += (i ? "," : "") + labels[i]->text;
-  *metric = new TRITONSERVER_Metric{family, text};
-  ++family->num_metrics;
+  const std::string key = family->name + "{" + text + "}";
+  std::unique_ptr<double>& counter = counters[key];
+  if (counter == nullptr) counter = std::make_unique<double>(0);
+  *metric = new TRITONSERVER_Metric{family, key, counter.get()};
+  ++family->num_metrics[counter.get()];
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricDelete(TRITONSERVER_Metric* metric) {
-  --metric->family->num_metrics;
+  if (--metric->family->num_metrics.at(metric->counter) == 0) {
+    metric->family->num_metrics.erase(metric->counter);
+    counters.erase(metric->key);
+  }
   delete metric;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricIncrement(TRITONSERVER_Metric* metric, double value) {
-  counted[metric->family->name + "{" + metric->labels + "}"] += value;
+  *metric->counter += value;
   return nullptr;
 }
 
@@ -305,7 +314,8 @@ static void read(TRITONBACKEND_Request& request, const std::string& line) {
 }
 
 int main(int count, char** arguments) {
-  has_metrics = count < 3;
+  const std::string option = count > 2 ? arguments[2] : "";
+  has_metrics = option != "without-metrics";
   TRITONBACKEND_Model model{arguments[1]};
   TRITONSERVER_Error* error = TRITONBACKEND_Initialize(nullptr);
   if (error == nullptr) error = TRITONBACKEND_ModelInitialize(&model);
@@ -314,10 +324,16 @@ int main(int count, char** arguments) {
     delete error;
     return 0;
   }
-  TRITONBACKEND_ModelInstance instance{&model};
+  TRITONBACKEND_Model again{arguments[1]};
+  const bool is_reloaded = option == "reloaded";  // as Triton does: the old one goes when the new one is there
+  if (is_reloaded) {
+    if (TRITONBACKEND_ModelInitialize(&again) != nullptr) std::abort();
+    TRITONBACKEND_ModelFinalize(&model);
+  }
+  TRITONBACKEND_ModelInstance instance{is_reloaded ? &again : &model};
   for (std::string line; std::getline(std::cin, line);) {
     if (line == "metrics") {
-      for (const auto& [name, value] : counted) std::cout << name << ' ' << value << ';';
+      for (const auto& [name, counter] : counters) std::cout << name << ' ' << *counter << ';';
       std::cout << std::endl;
       continue;
     }
@@ -328,6 +344,6 @@ int main(int count, char** arguments) {
     std::cout << request.num_sent << request.num_released << request.num_good << request.num_failed
               << request.num_batches << ' ' << request.answer << std::endl;
   }
-  TRITONBACKEND_ModelFinalize(&model);
-  return 0;
+  TRITONBACKEND_ModelFinalize(is_reloaded ? &again : &model);
+  return counters.empty() ? 0 : 1;
 }

@@ -49,7 +49,7 @@ class Host:
         return text.removesuffix("\n")
 
     def metrics(self) -> dict[str, float]:
-        """`name{label=value,...}` -> what was counted; those that were never counted are not there."""
+        """`name{label=value,...}` -> what was counted."""
         self.say("metrics")
         pairs = (one.rsplit(" ", 1) for one in self.line().split(";") if one)
         return {name: float(value) for name, value in pairs}

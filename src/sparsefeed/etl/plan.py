@@ -1,8 +1,8 @@
 """ServingPlan: what the fitted workflow does to one request, as data.
 
 It is made from a FeedSpec and the fitted statistics, saved as JSON, and run on numpy arrays; a parity
-test holds it equal to nvtabular's `Workflow.transform`. numpy, numba and the standard library alone, so that
-a Triton step loads it without pydantic, dask or nvtabular.
+test holds it equal to nvtabular's `Workflow.transform`. numpy and the standard library alone, so that
+a Triton step loads it without pydantic, dask or nvtabular; `DensePlan.apply` needs numba, which the dense step has not.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsefeed.errors import BundleError
-from sparsefeed.etl.kernels.dense import standardise_rows
 
 __all__ = ["FORMAT", "DensePlan", "LookupPlan", "ServingPlan", "TablePlan"]
 
@@ -71,15 +70,19 @@ class DensePlan:
     def apply(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Fill, log and standardise raw values [n, D] -> float32 [n, D]; `raw` is left as it is."""
         out = np.empty_like(raw)
-        standardise_rows(raw, *self._columns, out)
+        standardise_rows, *columns = self._kernel
+        standardise_rows(raw, *columns, out)
         return out
 
     @cached_property
-    def _columns(self) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
-        """Fill, log, mean and std as the kernel takes them."""
+    def _kernel(self) -> tuple[Any, ...]:
+        """The kernel, and fill, log, mean and std as it takes them."""
+        from sparsefeed.etl.kernels.dense import standardise_rows
+
         std = np.array(self.std, np.float32)
         std[~(std > 0)] = 1
-        return np.array(self.fill, np.float32), np.array(self.log, np.bool_), np.array(self.mean, np.float32), std
+        fill, mean = np.array(self.fill, np.float32), np.array(self.mean, np.float32)
+        return standardise_rows, fill, np.array(self.log, np.bool_), mean, std
 
 
 @dataclass(frozen=True)

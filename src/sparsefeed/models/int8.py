@@ -133,9 +133,18 @@ def held_out_rows(spec: FeedSpec, data: Path, capacities: Mapping[str, int], num
 def graph_inputs(
     spec: FeedSpec, rows: Rows, tables: Mapping[str, Any], at_once: int = _AT_ONCE
 ) -> Iterator[tuple[npt.NDArray[np.int64], Inputs]]:
-    """Inputs of dense.onnx (docs/contracts/dense.md): numbers of rows that have one member, as it then was, and theirs.
+    """Inputs of dense.onnx (docs/contracts/dense.md) for rows of equal member state, a session as a rule.
 
-    So a call has what one scale is for, as served: the candidates of a session.
+    So a call has what one scale of 8 bits is for, as served.
+
+    Args:
+        spec: the declaration.
+        rows: any.
+        tables: float32 [rows, dim] by name.
+        at_once: rows whose vectors are in memory together, and among which equal ones are found.
+
+    Yields:
+        Numbers of the rows [n], and the inputs for their one member and n candidates.
     """
     dense = {"member_dense": rows.member_dense_NM, "candidate_dense": rows.candidate_dense_NC}
     is_members = {"member_dense"} | {

@@ -102,10 +102,10 @@ class Lookup {
       tables_.push_back(std::make_unique<Table>(folder, said));
     }
     if (tables_.empty()) throw std::runtime_error(path + ": names no table; export the bundle again");
-    meter_ = std::make_unique<Meter>(bundle_);
+    meter_ = std::make_unique<const SharedMeter>(bundle_);
   }
 
-  const Meter& meter() const { return *meter_; }
+  const SharedMeter& meter() const { return *meter_; }
   std::string where() const { return "bundle \"" + bundle_ + "\", feed_hps: "; }
 
   // Floats of the answer. Throws a Failure unless the counts are those of the tables and every key is in its own.
@@ -155,7 +155,7 @@ class Lookup {
 
   std::string bundle_;
   std::vector<std::unique_ptr<Table>> tables_;
-  std::unique_ptr<const Meter> meter_;
+  std::unique_ptr<const SharedMeter> meter_;
 };
 
 // An input of a request; `data` lies in the request, or in `copied` when Triton has it in pieces.
@@ -283,7 +283,7 @@ void serve(TRITONBACKEND_ModelInstance* instance, const Lookup& lookup, TRITONBA
   const bool refused = !good && TRITONSERVER_ErrorCode(error) == TRITONSERVER_ERROR_INVALID_ARG;
   const uint64_t end = now_ns();
   if (!is_probe(request)) {
-    lookup.meter().add(
+    lookup.meter()->add(
         good ? Outcome::kOk : refused ? Outcome::kRefused : Outcome::kFailed, end - times.start);
   }
   ignore(error);

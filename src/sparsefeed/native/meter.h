@@ -1,12 +1,14 @@
 // What the Python steps count of themselves (workflows/serving/steps/readings.py), counted on Triton's metrics page
 // by the native lookup: requests by outcome, calls, and how long they took. Names and descriptions are those of
-// readings.FAMILIES; a server without metrics counts nothing.
+// readings.FAMILIES; the label `backend` keeps them apart from a Python step's, whose counters go with its process. A
+// server without metrics counts nothing.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <initializer_list>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,7 +22,7 @@ enum class Outcome { kOk, kRefused, kFailed };
 class Meter {
  public:
   explicit Meter(const std::string& bundle) {
-    const Labels own = {{"bundle", bundle}, {"step", "feed_hps"}};
+    const Labels own = {{"bundle", bundle}, {"step", "feed_hps"}, {"backend", "native"}};
     const auto with = [&own](const char* name, const std::string& value) {
       Labels labels = own;
       labels.emplace_back(name, value);
@@ -103,6 +105,45 @@ class Meter {
   }};
 
   Family requests_, calls_, seconds_, buckets_;
+};
+
+// The meter of a bundle, one for all models of it that are there at once, as while one is loaded again: two would be of
+// the same counters, which Triton removes with the first that goes.
+class SharedMeter {
+ public:
+  explicit SharedMeter(const std::string& bundle) : bundle_(bundle) {
+    const std::lock_guard<std::mutex> lock(all().mutex);
+    Entry& entry = all().entries[bundle];
+    if (entry.meter == nullptr) entry.meter = std::make_unique<Meter>(bundle);
+    ++entry.num_users;
+    meter_ = entry.meter.get();
+  }
+  ~SharedMeter() {
+    const std::lock_guard<std::mutex> lock(all().mutex);
+    const auto found = all().entries.find(bundle_);
+    if (--found->second.num_users == 0) all().entries.erase(found);
+  }
+  SharedMeter(const SharedMeter&) = delete;
+  SharedMeter& operator=(const SharedMeter&) = delete;
+
+  const Meter* operator->() const { return meter_; }
+
+ private:
+  struct Entry {
+    std::unique_ptr<const Meter> meter;
+    int num_users = 0;
+  };
+  struct All {
+    std::mutex mutex;
+    std::map<std::string, Entry> entries;
+  };
+  static All& all() {
+    static All& made = *new All;  // never removed: a model may go while the process ends
+    return made;
+  }
+
+  std::string bundle_;
+  const Meter* meter_ = nullptr;
 };
 
 }  // namespace sparsefeed

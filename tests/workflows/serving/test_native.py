@@ -208,15 +208,18 @@ def counters(server: TritonServer, version: str) -> dict[str, Any]:
     return {**{part: {**empty, **found.get(part, {})} for part in parts}, "executions": int(one["execution_count"])}
 
 
+NATIVE = 'backend="native"'
+
+
 def counted(server: TritonServer, version: str) -> dict[str, float]:
-    """What the metrics page has of a version's lookup, `name{label="value",...}` without bundle and step."""
+    """What the metrics page has of a version's lookup, `name{label="value",...}` without those of every counter."""
     with urlopen(server.metrics_url) as page:
         lines = re.findall(r"^(sparsefeed_\w+)\{(.*)\} (\S+)$", page.read().decode(), re.MULTILINE)
     own = {f'bundle="{version}"', 'step="feed_hps"'}
     found = {}
     for name, labels, value in lines:
         if own <= (given := set(labels.split(","))):
-            found[f"{name}{{{','.join(sorted(given - own))}}}"] = float(value)
+            found[f"{name}{{{','.join(sorted(given - own - {NATIVE}))}}}"] = float(value)
     return found
 
 

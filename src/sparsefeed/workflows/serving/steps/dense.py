@@ -21,8 +21,8 @@ from sparsefeed.workflows.serving.steps.step import Step, Tensors, require
 
 __all__ = ["DenseStep", "Graph", "Inputs", "open_graph"]
 
-# Inputs of dense.onnx by name -> float32 [n, R].
 Inputs = dict[str, NDArray[Any]]
+# Inputs of dense.onnx by name -> float32 [n, R].
 Graph = Callable[[Inputs], NDArray[np.float32]]
 
 
@@ -90,8 +90,8 @@ class DenseStep(Step[Inputs]):
     def open(cls, parameters: Mapping[str, str]) -> DenseStep:
         """Load a bundle's dense model in the format of parameter `format`; `threads` is onnxruntime's."""
         folder = Path(parameters["folder"])
-        # Models that an older version wrote have no format.
         plan = ServingPlan.load(folder / "transform" / "plan.json")
+        # Models that an older version wrote have no format.
         graph = open_graph(folder / DENSE_FILES[parameters.get("format", "fp32")], int(parameters["threads"]), plan)
         return cls(parameters["bundle"], plan, graph, ScoreReference.load(folder / "metrics.json"))
 

@@ -39,7 +39,7 @@ class Step(ABC, Generic[Checked]):
 
     @abstractmethod
     def compute(self, requests: Sequence[Checked]) -> list[Tensors]:
-        """Answer good requests, joined into one computation, in order."""
+        """Answer good requests, in order; together where that is faster."""
 
     def observe(self, answer: Tensors) -> None:
         """Count what an answer tells, beyond what every step counts."""

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from sparsefeed.etl.plan import ServingPlan
 from sparsefeed.models.config import ModelConfig
 from sparsefeed.models.dense import DenseModel
 from sparsefeed.progress import Progress
@@ -112,9 +113,9 @@ def test_a_recipe_is_tuned_without_logs_and_the_result_kept(tmp_path: Path) -> N
 def test_graphs_are_opened_as_they_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads, opened = [], tune.open_graph
 
-    def spy(path: Path, num_threads: int) -> object:
+    def spy(path: Path, num_threads: int, plan: ServingPlan) -> object:
         threads.append(num_threads)
-        return opened(path, num_threads)
+        return opened(path, num_threads, plan)
 
     monkeypatch.setattr(tune, "open_graph", spy)
     served = RECIPE.serving.model_copy(update={"dense_threads": 2})

@@ -226,6 +226,7 @@ def counted(server: TritonServer, version: str) -> dict[str, float]:
 def test_the_metrics_page_counts_the_native_lookup_as_the_python_step(
     server: TritonServer, client: grpc.InferenceServerClient
 ) -> None:
+    time.sleep(2.5)  # what other tests asked is on the page
     before = {version: counted(server, version) for version in ("native", "python")}
     for version in before:
         for _ in range(5):
